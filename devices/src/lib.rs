@@ -3,3 +3,8 @@
 pub mod block;
 pub mod chip;
 pub mod pci;
+pub mod i440fx;
+pub mod pci_config;
+pub mod piix3;
+#[cfg(test)]
+mod testing;
