@@ -2,6 +2,7 @@
 
 use super::bytes::Image;
 use super::{BootError, GuestMemory, MemoryLayout, check_range};
+use crate::layout::ONE_MIB;
 
 const MAGIC: &[u8] = b"\x7FELF";
 const ELFCLASS32: u8 = 1;
@@ -112,8 +113,12 @@ impl<'a> Elf<'a> {
     /// Writes the segments to their physical addresses, clears what the file does not fill, and returns the end of
     /// the highest.
     pub fn load(&self, memory: &dyn GuestMemory, layout: &MemoryLayout) -> Result<u64, BootError> {
+        let loads = || self.headers.iter().filter(|header| header.p_type == PT_LOAD && header.p_memsz != 0);
+        // Segments do not overlap, so together they must fit too; that also bounds the work.
+        let total = loads().fold(0_u64, |total, header| total.saturating_add(header.p_memsz));
+        check_range(layout, ONE_MIB, total)?;
         let mut end = None;
-        for header in self.headers.iter().filter(|header| header.p_type == PT_LOAD && header.p_memsz != 0) {
+        for header in loads() {
             if header.p_filesz > header.p_memsz {
                 let why = "is more than p_memsz; the file is damaged";
                 return Err(BootError::BadField { field: "p_filesz", value: header.p_filesz, why });

@@ -178,7 +178,8 @@ fn write_bios_data(memory: &dyn GuestMemory) -> Result<(), BootError> {
     word(0x00, COM1);
     word(0x08, LPT1);
     word(0x0E, (EBDA >> 4) as u16);
-    word(0x10, 0x0226);
+    // Equipment: one parallel port, one serial port, 80x25 colour, PS/2 mouse, FPU.
+    word(0x10, 0x4226);
     word(0x13, (EBDA >> 10) as u16);
     word(0x1A, 0x1E);
     word(0x1C, 0x1E);

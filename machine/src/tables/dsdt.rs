@@ -69,7 +69,6 @@ fn pci_root(hardware: &Hardware) -> Aml {
         "PCI0",
         &[
             id(b"PNP0A03"),
-            aml::name("_ADR", &aml::integer(0)),
             uid(0),
             current(&[
                 aml::window(&Window::BusNumbers, 0, 0xFF),
