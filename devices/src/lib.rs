@@ -8,3 +8,13 @@ pub mod pci_config;
 pub mod piix3;
 #[cfg(test)]
 mod testing;
+pub mod ide;
+#[cfg(test)]
+mod bench;
+pub mod debug_port;
+pub mod i8042;
+pub mod pic;
+pub mod pit;
+mod ports;
+pub mod ps2;
+pub mod rtc;
