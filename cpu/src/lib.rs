@@ -1,1 +1,27 @@
+//! The guest processor: state, decoding, semantics, MMU, interpreter. Uses nothing else of Trimaran; the machine
+//! around it is behind [`bus::Bus`].
 
+pub mod blocks;
+pub mod bus;
+mod decode;
+pub mod engine;
+pub mod fault;
+pub mod flags;
+mod fpu;
+mod helpers;
+pub mod insn;
+mod interp;
+pub mod kernels;
+pub mod memory;
+pub mod mmu;
+pub mod model;
+pub mod ops;
+pub mod ram;
+mod run;
+pub mod shared;
+mod simd;
+pub mod state;
+pub mod tlb;
+mod vcpu;
+
+pub use vcpu::{Counters, Vcpu, VcpuConfig};

@@ -1,0 +1,87 @@
+//! What a machine sees of an engine: something that runs one vCPU.
+
+use crate::state::CpuState;
+use crate::vcpu::{Counters, Vcpu, VcpuConfig};
+
+/// Why [`Engine::run`] returned. All state has been written back.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Stop {
+    /// The budget is used up, to the instruction.
+    Budget,
+    /// Somebody raised STOP or DEADLINE.
+    Asked,
+    /// HLT, MWAIT or waiting for a start-up IPI: call again when the attention word is not 0.
+    Halted,
+    /// Triple fault: only a reset helps.
+    Shutdown,
+}
+
+/// An engine for one vCPU. Lives on that vCPU's thread.
+pub trait Engine: Send {
+    /// Runs up to `budget` instructions.
+    fn run(&mut self, budget: u64) -> Stop;
+    /// The architectural state, complete between calls of `run`.
+    fn state(&mut self) -> &mut CpuState;
+    /// Call after `state` was changed from outside.
+    fn state_changed(&mut self);
+    /// The guest's view of memory for a debugger: where a linear address leads.
+    fn probe(&mut self, linear: u64) -> Option<u64>;
+    fn counters(&self) -> Counters;
+    fn name(&self) -> &'static str;
+    /// Text for the monitor's `info tlb`.
+    fn describe_tlb(&self) -> String;
+}
+
+/// Makes the engines of a machine.
+pub trait EngineFactory: Send + Sync {
+    fn name(&self) -> &'static str;
+    fn create(&self, config: VcpuConfig) -> Box<dyn Engine>;
+}
+
+/// The interpreter.
+pub struct Interpreter;
+
+impl EngineFactory for Interpreter {
+    fn name(&self) -> &'static str {
+        "interp"
+    }
+    fn create(&self, config: VcpuConfig) -> Box<dyn Engine> {
+        Box::new(Vcpu::new(config))
+    }
+}
+
+impl Engine for Vcpu {
+    fn run(&mut self, budget: u64) -> Stop {
+        Vcpu::run(self, budget)
+    }
+    fn state(&mut self) -> &mut CpuState {
+        self.state_whole()
+    }
+    fn state_changed(&mut self) {
+        self.state_loaded();
+    }
+    fn probe(&mut self, linear: u64) -> Option<u64> {
+        Vcpu::probe(self, linear)
+    }
+    fn counters(&self) -> Counters {
+        self.counters
+    }
+    fn name(&self) -> &'static str {
+        "interp"
+    }
+    fn describe_tlb(&self) -> String {
+        use crate::tlb::Class;
+        let mut out = String::new();
+        for (class, name) in [(Class::Supervisor, "supervisor"), (Class::User, "user")] {
+            for e in self.tlb.valid(class) {
+                let global = if e.global { " global" } else { "" };
+                out += &format!(
+                    "{:016x} -> RAM page {:#x} {name}{global}\n",
+                    e.read.max(e.execute),
+                    e.ram_page
+                );
+            }
+        }
+        out
+    }
+}

@@ -1,0 +1,518 @@
+//! The interpreter's loop: find a block, run its handlers, look at the instruction boundary.
+//!
+//! Invariants. RIP points past an instruction while its handler runs, and is put back if it faults. The running
+//! block's instructions stay where they are until the handler has returned: blocks are only made and dropped
+//! between blocks. `state.retired` and `budget` are brought up to date at the end of each block.
+#![allow(unsafe_code)]
+
+use crate::Vcpu;
+use crate::blocks::{self, Block, BlockCache, BlockKey, Link};
+use crate::decode;
+use crate::engine::Stop;
+use crate::fault::{Exit, Fault, vector};
+use crate::insn::Insn;
+use crate::mmu::Access;
+use crate::ram::PAGE;
+use crate::shared::attention as att;
+use crate::state::{Activity, RFlags, Shadow, gpr, seg};
+use crate::tlb::{Class, hits};
+use iced_x86::{Decoder, DecoderError, DecoderOptions, Instruction};
+use std::sync::atomic::Ordering::SeqCst;
+
+/// Most instructions of a block.
+const BLOCK_INSNS: usize = 64;
+
+/// DR6.BS: single step.
+pub const DR6_BS: u64 = 1 << 14;
+
+impl Vcpu {
+    /// Executes up to `budget` instructions; see [`Stop`] for why it returned. All state is in `state` then.
+    pub fn run(&mut self, budget: u64) -> Stop {
+        self.budget = i64::try_from(budget).unwrap_or(i64::MAX);
+        self.shared.parked.store(false, SeqCst);
+        self.mode_may_have_changed();
+        let stop = self.run_blocks();
+        self.shared.retired.store(self.state.retired, SeqCst);
+        self.state.rflags = self.rflags();
+        self.tlb.drop_writes(None);
+        self.shared.parked.store(true, SeqCst);
+        stop
+    }
+
+    fn run_blocks(&mut self) -> Stop {
+        let mut previous = blocks::NONE;
+        loop {
+            let pending = self.shared.pending();
+            let masked = pending == att::INTR && !self.state.rflags.contains(RFlags::IF);
+            if pending != 0 && !masked || self.stop_block || self.state.activity != Activity::Running {
+                self.stop_block = false;
+                previous = blocks::NONE;
+                if let Some(stop) = self.boundary() {
+                    return stop;
+                }
+                self.mode_may_have_changed();
+            }
+            if self.budget <= 0 {
+                return Stop::Budget;
+            }
+            let rip = self.state.gpr[gpr::RIP];
+            let next = match self.linked(previous, rip) {
+                blocks::NONE => match self.find_block(rip) {
+                    Ok(next) => {
+                        self.link(previous, rip, next);
+                        next
+                    }
+                    Err(_) => {
+                        self.deliver_fault();
+                        continue;
+                    }
+                },
+                next => next,
+            };
+            previous = if self.careful { self.run_one(next) } else { self.run_block(next) };
+        }
+    }
+
+    /// The successor that `previous` remembers for `rip`, if it is still right.
+    #[inline(always)]
+    fn linked(&self, previous: u32, rip: u64) -> u32 {
+        if let Some(block) = self.blocks.blocks.get(previous as usize) {
+            for link in &block.links {
+                if link.rip == rip && link.epoch == self.mapping_epoch && self.fresh(link.block) {
+                    return link.block;
+                }
+            }
+        }
+        let next = self.blocks.jump(rip, self.mapping_epoch, self.key);
+        if next != blocks::NONE && self.fresh(next) { next } else { blocks::NONE }
+    }
+
+    /// Whether a block's bytes are still what was decoded.
+    #[inline(always)]
+    fn fresh(&self, index: u32) -> bool {
+        self.blocks.blocks.get(index as usize).is_some_and(|b| {
+            self.ram.generation(b.page) == b.generation
+                && (b.page2 == blocks::NONE || self.ram.generation(b.page2) == b.generation2)
+        })
+    }
+
+    fn link(&mut self, previous: u32, rip: u64, next: u32) {
+        let link = Link { rip, epoch: self.mapping_epoch, block: next };
+        self.blocks.set_jump(link, self.key);
+        if let Some(block) = self.blocks.blocks.get_mut(previous as usize) {
+            block.links[1] = block.links[0];
+            block.links[0] = link;
+        }
+    }
+
+    /// Runs a block; returns it if what comes next may be linked to it.
+    #[inline(always)]
+    fn run_block(&mut self, index: u32) -> u32 {
+        let insns: *const [Insn] = &*self.blocks.blocks[index as usize].insns;
+        // SAFETY: no handler makes or drops blocks, so the slice lives until the loop below is left.
+        let insns = unsafe { &*insns };
+        self.block = index;
+        self.block_rip = self.state.gpr[gpr::RIP];
+        self.extra = 0;
+        let allowed = insns.len().min(usize::try_from(self.budget).unwrap_or(1));
+        let mut done = 0;
+        let mut next = index;
+        while done < allowed {
+            let insn = &insns[done];
+            self.state.gpr[gpr::RIP] = self.state.gpr[gpr::RIP].wrapping_add(u64::from(insn.len));
+            match (insn.run)(self, insn) {
+                Ok(()) => {
+                    done += 1;
+                    if self.stop_block {
+                        break;
+                    }
+                }
+                Err(exit) => {
+                    next = blocks::NONE;
+                    if exit == Exit::Leave {
+                        done += 1;
+                        self.stop_block = true;
+                    } else {
+                        self.state.gpr[gpr::RIP] =
+                            self.state.gpr[gpr::RIP].wrapping_sub(u64::from(insn.len));
+                        self.account(done as u64 + u64::from(exit == Exit::Again));
+                        if exit == Exit::Fault {
+                            self.deliver_fault();
+                        }
+                        return next;
+                    }
+                    break;
+                }
+            }
+        }
+        self.account(done as u64);
+        next
+    }
+
+    /// Books what a block has retired.
+    #[inline(always)]
+    fn account(&mut self, done: u64) {
+        let n = done + self.extra;
+        self.extra = 0;
+        self.block = blocks::NONE;
+        self.state.retired = self.state.retired.wrapping_add(n);
+        self.budget -= n as i64;
+        self.counters.blocks_entered += 1;
+    }
+
+    /// Runs the first instruction of a block with everything that makes a processor careful.
+    fn run_one(&mut self, index: u32) -> u32 {
+        let rip = self.state.gpr[gpr::RIP];
+        let flags = self.state.rflags;
+        if !flags.contains(RFlags::RF) && self.code_breakpoint(rip) {
+            self.deliver_fault();
+            return blocks::NONE;
+        }
+        let shadow = std::mem::replace(&mut self.state.shadow, Shadow::None);
+        // IRET and the task switch load RF; every other instruction clears it.
+        self.state.rflags.remove(RFlags::RF);
+        let budget = std::mem::replace(&mut self.budget, 1);
+        let retired = self.state.retired;
+        let exceptions = self.counters.exceptions;
+        let interrupts = self.counters.interrupts;
+        self.run_block(index);
+        self.budget += budget - 1;
+        let retired = self.state.retired != retired;
+        let delivered = self.counters.exceptions != exceptions || self.counters.interrupts != interrupts;
+        if shadow == Shadow::MovSs && !retired {
+            self.state.shadow = Shadow::None;
+        }
+        if retired && !delivered && flags.contains(RFlags::TF) {
+            self.state.pending_debug |= DR6_BS;
+        }
+        self.stop_block = true;
+        blocks::NONE
+    }
+
+    /// Raises #DB if an enabled instruction breakpoint stands at `rip`.
+    fn code_breakpoint(&mut self, rip: u64) -> bool {
+        let dr7 = self.state.dr[7];
+        let address = self.code_address(rip);
+        let mut hit = 0;
+        for n in 0..4 {
+            let enabled = dr7 >> (n * 2) & 3 != 0 && dr7 >> (16 + n * 4) & 15 == 0;
+            if enabled && self.state.dr[n] == address {
+                hit |= 1 << n;
+            }
+        }
+        if hit != 0 {
+            self.fault = Fault { vector: vector::DB, error: None, address: 0, dr6: hit };
+        }
+        hit != 0
+    }
+
+    /// Notes data breakpoints that an access meets: #DB comes after the instruction.
+    pub(crate) fn note_data_breakpoints(&mut self, address: u64, size: u32, write: bool) {
+        let dr7 = self.state.dr[7];
+        for n in 0..4usize {
+            let control = dr7 >> (16 + n * 4);
+            let kind = control & 3;
+            let wanted = kind == 3 || kind == 1 && write;
+            if dr7 >> (n * 2) & 3 == 0 || !wanted {
+                continue;
+            }
+            let len = [1, 2, 8, 4][(control >> 2 & 3) as usize];
+            let start = self.state.dr[n] & !(len - 1);
+            if address < start.wrapping_add(len) && start < address.wrapping_add(u64::from(size)) {
+                self.state.pending_debug |= 1 << n;
+                self.stop_block = true;
+            }
+        }
+    }
+
+    /// Recomputes what is derived from the mode. Called wherever segments, control registers or RFLAGS may
+    /// have changed.
+    pub fn mode_may_have_changed(&mut self) {
+        let s = &self.state;
+        self.key = BlockKey::of(s);
+        let dr7 = s.dr[7];
+        let breakpoints = dr7 & 0xFF != 0
+            && (0..4).any(|n| dr7 >> (n * 2) & 3 != 0 && dr7 >> (16 + n * 4) & 3 == 0);
+        self.careful =
+            s.rflags.intersects(RFlags::TF | RFlags::RF) || s.shadow != Shadow::None || breakpoints;
+    }
+
+    /// Instructions of the running block that have retired, the running one not among them.
+    pub(crate) fn retired_in_block(&self) -> u64 {
+        let Some(block) = self.blocks.blocks.get(self.block as usize) else { return 0 };
+        let mut rip = self.block_rip;
+        let now = self.state.gpr[gpr::RIP];
+        let mut count = 0;
+        for insn in &block.insns {
+            rip = rip.wrapping_add(u64::from(insn.len));
+            if rip == now {
+                break;
+            }
+            count += 1;
+        }
+        count.min(block.insns.len() as u64) + self.extra
+    }
+
+    /// How many REP iterations the running instruction may do in one go.
+    pub(crate) fn iterations_allowed(&self) -> u64 {
+        let left = self.budget - self.retired_in_block() as i64;
+        if self.careful { 1 } else { u64::try_from(left).unwrap_or(1).clamp(1, 4096) }
+    }
+
+    /// Linear address of an offset in CS.
+    pub fn code_address(&self, rip: u64) -> u64 {
+        if self.state.code64() {
+            rip
+        } else {
+            self.state.seg[seg::CS].base.wrapping_add(rip) & 0xFFFF_FFFF
+        }
+    }
+
+    /// Looks at everything that may happen between two instructions.
+    fn boundary(&mut self) -> Option<Stop> {
+        let pending = self.shared.pending();
+        if pending & att::DROP_WRITES != 0 {
+            self.tlb.drop_writes(None);
+            self.fence.answer(self.id);
+        }
+        if pending & att::REMAP != 0 {
+            self.shared.clear(att::REMAP);
+            self.remap();
+        }
+        if pending & att::INIT != 0 {
+            self.shared.clear(att::INIT | att::SIPI);
+            self.init();
+        }
+        if pending & att::SIPI != 0 {
+            self.shared.clear(att::SIPI);
+            if self.state.activity == Activity::WaitForSipi {
+                self.start_up(self.shared.sipi_vector.load(SeqCst));
+            }
+        }
+        if pending & att::SMI != 0 {
+            self.shared.clear(att::SMI);
+            self.state.smi_pending = true;
+        }
+        if pending & att::NMI != 0 {
+            self.shared.clear(att::NMI);
+            self.state.nmi_pending = true;
+        }
+        if pending & (att::STOP | att::DEADLINE) != 0 {
+            self.shared.clear(att::STOP | att::DEADLINE);
+            return Some(Stop::Asked);
+        }
+        match self.state.activity {
+            Activity::Shutdown => return Some(Stop::Shutdown),
+            Activity::WaitForSipi => return Some(Stop::Halted),
+            _ => {}
+        }
+        if self.budget <= 0 && self.state.activity == Activity::Running {
+            return Some(Stop::Budget);
+        }
+        self.deliver_events(pending & att::INTR != 0);
+        (self.state.activity != Activity::Running).then_some(match self.state.activity {
+            Activity::Shutdown => Stop::Shutdown,
+            _ => Stop::Halted,
+        })
+    }
+
+    /// Debug traps, SMI, NMI, interrupts, in order of priority (SDM Vol. 3, "Priority Among Concurrent
+    /// Events").
+    fn deliver_events(&mut self, interrupt_requested: bool) {
+        let s = &mut self.state;
+        if s.pending_debug != 0 && s.shadow != Shadow::MovSs {
+            let dr6 = std::mem::take(&mut s.pending_debug);
+            s.activity = Activity::Running;
+            self.fault = Fault { vector: vector::DB, error: None, address: 0, dr6 };
+            self.deliver_trap();
+            return;
+        }
+        if s.shadow != Shadow::None {
+            return;
+        }
+        if s.smi_pending && !s.smm {
+            s.smi_pending = false;
+            s.activity = Activity::Running;
+            self.enter_smm();
+            return;
+        }
+        if s.nmi_pending && !s.nmi_blocked {
+            s.nmi_pending = false;
+            s.nmi_blocked = true;
+            s.activity = Activity::Running;
+            self.deliver_interrupt(vector::NMI);
+            return;
+        }
+        if interrupt_requested
+            && s.rflags.contains(RFlags::IF)
+            && let Some(vector) = self.bus.acknowledge_interrupt(self.id)
+        {
+            self.state.activity = Activity::Running;
+            self.deliver_interrupt(vector);
+        }
+    }
+
+    /// The block at `rip`, decoded if need be. An error is a fault of the fetch.
+    fn find_block(&mut self, rip: u64) -> Result<u32, Exit> {
+        self.counters.jump_cache_misses += 1;
+        if !self.state.code64() && rip > u64::from(self.state.seg[seg::CS].limit) {
+            return Err(self.protection());
+        }
+        if self.state.code64() && !crate::memory::canonical(rip) {
+            return Err(self.protection());
+        }
+        let address = self.code_address(rip);
+        let Some(page) = self.fetch_page(address)? else { return self.decode_uncached(rip, address) };
+        let place = u64::from(page) * PAGE + address % PAGE;
+        if let Some(index) = self.blocks.at(place, self.key)
+            && self.fresh(index)
+            && self.second_page_same(index, address)?
+        {
+            return Ok(index);
+        }
+        self.decode_block(rip, address, page)
+    }
+
+    /// RAM page behind a linear address for execution; None where no RAM answers.
+    fn fetch_page(&mut self, address: u64) -> Result<Option<u32>, Exit> {
+        let class = if self.state.cpl == 3 { Class::User } else { Class::Supervisor };
+        for _ in 0..2 {
+            let entry = self.tlb.entry(class, address);
+            if hits(entry.execute, address, 1) {
+                return Ok(Some(entry.ram_page));
+            }
+            self.translate(address, Access::Execute, class)?;
+        }
+        Ok(None)
+    }
+
+    fn second_page_same(&mut self, index: u32, address: u64) -> Result<bool, Exit> {
+        let expected = self.blocks.blocks[index as usize].page2;
+        if expected == blocks::NONE {
+            return Ok(true);
+        }
+        Ok(self.fetch_page((address & !(PAGE - 1)).wrapping_add(PAGE))? == Some(expected))
+    }
+
+    fn decode_block(&mut self, rip: u64, address: u64, page: u32) -> Result<u32, Exit> {
+        let start = u64::from(page) * PAGE + address % PAGE;
+        let on_page = (PAGE - address % PAGE) as usize;
+        self.mark_code(start, on_page.min(BLOCK_INSNS * 15) as u64);
+        let generation = self.ram.generation(page);
+        let mut bytes = [0u8; PAGE as usize + 16];
+        self.ram.read(start, &mut bytes[..on_page]);
+        let limit = self.bytes_within_limit(rip);
+        let mut have = on_page.min(limit);
+        let (mut insns, mut len, crosses) = self.decode_run(rip, &bytes[..have]);
+        let (mut page2, mut generation2) = (blocks::NONE, 0);
+        if insns.is_empty() && crosses && have == on_page && limit > on_page {
+            // The first instruction crosses into the next page.
+            let next = (address & !(PAGE - 1)).wrapping_add(PAGE);
+            let Some(second) = self.fetch_page(next)? else { return self.decode_uncached(rip, address) };
+            self.mark_code(u64::from(second) * PAGE, 15);
+            (page2, generation2) = (second, self.ram.generation(second));
+            have = (on_page + 15).min(limit);
+            self.ram.read(u64::from(second) * PAGE, &mut bytes[on_page..have]);
+            (insns, len, _) = self.decode_run(rip, &bytes[..have]);
+            insns.truncate(1);
+            if let Some(first) = insns.first() {
+                len = u16::from(first.len);
+            }
+        }
+        if insns.is_empty() {
+            // Not even one instruction inside the segment limit, or longer than 15 bytes.
+            return Err(self.protection());
+        }
+        self.counters.blocks_decoded += 1;
+        self.counters.insns_decoded += insns.len() as u64;
+        if self.blocks.blocks.len() >= BlockCache::LIMIT {
+            self.blocks.clear();
+        }
+        let block = Block {
+            insns: insns.into(),
+            key: self.key,
+            page,
+            generation,
+            page2,
+            generation2,
+            len,
+            links: [Link::EMPTY; 2],
+        };
+        Ok(self.blocks.insert(start, block))
+    }
+
+    /// Marks bytes as code and makes sure that no vCPU writes them behind our back.
+    fn mark_code(&mut self, start: u64, len: u64) {
+        if !self.ram.mark_code(start, len) {
+            return;
+        }
+        let page = (start / PAGE) as u32;
+        self.tlb.drop_writes(Some(page));
+        let (fence, tlb) = (self.fence.clone(), &mut self.tlb);
+        fence.drop_writes_elsewhere(self.id, || tlb.drop_writes(None));
+    }
+
+    /// Bytes from `rip` to the end of CS, at least 1.
+    fn bytes_within_limit(&self, rip: u64) -> usize {
+        if self.state.code64() {
+            return usize::MAX;
+        }
+        let limit = u64::from(self.state.seg[seg::CS].limit);
+        limit.saturating_sub(rip).saturating_add(1) as usize
+    }
+
+    /// Decodes instructions up to the end of the block or of the bytes. The flag says that the bytes ended inside
+    /// an instruction.
+    fn decode_run(&self, rip: u64, bytes: &[u8]) -> (Vec<Insn>, u16, bool) {
+        let bitness = u32::from(self.key.code_size()) * 8;
+        let mut decoder = Decoder::with_ip(bitness, bytes, rip, DecoderOptions::NONE);
+        let mut insns = Vec::with_capacity(16);
+        let mut len = 0;
+        let mut x = Instruction::default();
+        while decoder.can_decode() && insns.len() < BLOCK_INSNS {
+            decoder.decode_out(&mut x);
+            if decoder.last_error() == DecoderError::NoMoreBytes {
+                return (insns, len, true);
+            }
+            len += x.len() as u16;
+            insns.push(decode::lower(&x, self.key, &self.model.features));
+            if x.is_invalid() || decode::ends_block(&x) {
+                break;
+            }
+        }
+        (insns, len, false)
+    }
+
+    /// Code in device memory, or nothing at all: one instruction at a time, never cached.
+    fn decode_uncached(&mut self, rip: u64, address: u64) -> Result<u32, Exit> {
+        let mut bytes = [0u8; 15];
+        let class = if self.state.cpl == 3 { Class::User } else { Class::Supervisor };
+        let have = self.bytes_within_limit(rip).min(15);
+        let mut got = 0;
+        for byte in bytes.iter_mut().take(have) {
+            match self.translate(address.wrapping_add(got as u64), Access::Execute, class) {
+                Ok(physical) => *byte = self.physical_read(physical, 1) as u8,
+                Err(exit) if got == 0 => return Err(exit),
+                Err(_) => break,
+            }
+            got += 1;
+        }
+        let (mut insns, len, _) = self.decode_run(rip, &bytes[..got]);
+        insns.truncate(1);
+        if insns.is_empty() {
+            return Err(self.protection());
+        }
+        // A generation that no page has: stale as soon as it has run.
+        let block = Block {
+            insns: insns.into(),
+            key: self.key,
+            page: blocks::NONE,
+            generation: !0,
+            page2: blocks::NONE,
+            generation2: 0,
+            len,
+            links: [Link::EMPTY; 2],
+        };
+        Ok(self.blocks.insert(u64::MAX, block))
+    }
+}

@@ -1,0 +1,106 @@
+//! What other threads may touch of a vCPU: its attention word, and the code-mark handshake.
+//!
+//! An engine looks at the attention word at every block entry. Whoever raises a bit also wakes the vCPU's
+//! thread if it sleeps (the machine does that).
+//!
+//! Code marks under SMP: before a vCPU trusts bytes that it decoded from a page without a mark, every other
+//! vCPU must have dropped its write entries for that page. [`CodeFence`] does it: the decoder raises
+//! [`attention::DROP_WRITES`] at all others and waits until each has answered or is parked (not executing
+//! guest code; it drops its write entries before it goes on).
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, Ordering::*};
+
+/// Bits of the attention word.
+pub mod attention {
+    /// Level of the interrupt request to the core (local APIC or 8259A).
+    pub const INTR: u32 = 1 << 0;
+    pub const NMI: u32 = 1 << 1;
+    pub const SMI: u32 = 1 << 2;
+    pub const INIT: u32 = 1 << 3;
+    pub const SIPI: u32 = 1 << 4;
+    /// Leave `run` at the next boundary.
+    pub const STOP: u32 = 1 << 5;
+    /// Drop the write entries of the TLB (code marks).
+    pub const DROP_WRITES: u32 = 1 << 6;
+    /// The memory map or A20 changed: drop all translations.
+    pub const REMAP: u32 = 1 << 7;
+    /// The next event of a deterministic machine moved: leave `run`.
+    pub const DEADLINE: u32 = 1 << 8;
+}
+
+/// The part of a vCPU that other threads see.
+#[derive(Default)]
+pub struct VcpuShared {
+    pub attention: AtomicU32,
+    /// Vector of the last start-up IPI.
+    pub sipi_vector: AtomicU8,
+    /// Instructions retired, published before every call into the bus and on leaving `run`.
+    pub retired: AtomicU64,
+    /// Not executing guest code.
+    pub parked: AtomicBool,
+    fence_answered: AtomicU64,
+}
+
+impl VcpuShared {
+    pub fn raise(&self, bits: u32) {
+        self.attention.fetch_or(bits, AcqRel);
+    }
+    pub fn clear(&self, bits: u32) {
+        self.attention.fetch_and(!bits, AcqRel);
+    }
+    pub fn pending(&self) -> u32 {
+        self.attention.load(Relaxed)
+    }
+}
+
+/// All vCPUs of a machine, and the state of the code-mark handshake.
+pub struct CodeFence {
+    pub vcpus: Box<[Arc<VcpuShared>]>,
+    requested: AtomicU64,
+    /// Address line 20 of the processors passes.
+    pub a20: AtomicBool,
+}
+
+impl CodeFence {
+    pub fn new(vcpus: usize) -> Arc<Self> {
+        let shared = || {
+            let shared = VcpuShared::default();
+            shared.parked.store(true, Relaxed);
+            Arc::new(shared)
+        };
+        Arc::new(CodeFence {
+            vcpus: (0..vcpus).map(|_| shared()).collect(),
+            requested: AtomicU64::new(0),
+            a20: AtomicBool::new(true),
+        })
+    }
+
+    /// Vcpu `me` answers a request: its caller has dropped the write entries.
+    pub fn answer(&self, me: usize) {
+        self.vcpus[me].clear(attention::DROP_WRITES);
+        self.vcpus[me].fence_answered.store(self.requested.load(Acquire), Release);
+    }
+
+    /// Waits until every other vCPU has dropped its write entries. `answer_mine` is called while waiting, so
+    /// that two vCPUs that ask at once do not wait for each other.
+    pub fn drop_writes_elsewhere(&self, me: usize, mut answer_mine: impl FnMut()) {
+        if self.vcpus.len() == 1 {
+            return;
+        }
+        let ticket = self.requested.fetch_add(1, AcqRel) + 1;
+        for (i, other) in self.vcpus.iter().enumerate() {
+            if i == me {
+                continue;
+            }
+            other.raise(attention::DROP_WRITES);
+            while other.fence_answered.load(Acquire) < ticket && !other.parked.load(SeqCst) {
+                if self.vcpus[me].pending() & attention::DROP_WRITES != 0 {
+                    answer_mine();
+                    self.answer(me);
+                }
+                std::thread::yield_now();
+            }
+        }
+    }
+}

@@ -1,0 +1,116 @@
+//! The software TLB: from linear pages to host addresses, with a tag each for read, write and execute.
+//!
+//! A tag is the linear page address, or a value that no address selecting this entry can match. One compare,
+//! `(tag ^ address) <= 4096 - size`, tells hit, permission and page crossing at once. Tables stand for
+//! the privilege classes; what a class may not do has no tag. A page with a code mark (see `ram.rs`) has no
+//! write tag.
+
+/// Entries per class; a power of two.
+pub const ENTRIES: usize = 1024;
+
+/// Privilege class of an access.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub enum Class {
+    /// CPL 0 to 2, or an implicit supervisor access. Under SMAP: with AC = 0.
+    Supervisor = 0,
+    User = 1,
+    /// Supervisor under SMAP with AC = 1.
+    SupervisorAc = 2,
+    /// A table that is never filled: every access takes the slow path, which looks at alignment checks and
+    /// breakpoints.
+    Slow = 3,
+}
+
+/// One entry: 40 bytes.
+#[repr(C)]
+#[derive(Clone, Copy, Debug)]
+pub struct Entry {
+    pub read: u64,
+    pub write: u64,
+    pub execute: u64,
+    /// Host address of the page less the linear address: add the linear address to reach the byte.
+    pub addend: u64,
+    /// Page number in [`crate::ram::Ram`].
+    pub ram_page: u32,
+    /// From a page-table entry with G set.
+    pub global: bool,
+}
+
+impl Entry {
+    /// An entry for slot `index` that matches nothing: its tag is a page of another slot.
+    const fn invalid(index: usize) -> Self {
+        let tag = ((index ^ 1) as u64) << 12;
+        Entry { read: tag, write: tag, execute: tag, addend: 0, ram_page: 0, global: false }
+    }
+}
+
+/// The tags that match nothing in slot `index`.
+pub const fn no_tag(index: usize) -> u64 {
+    ((index ^ 1) as u64) << 12
+}
+
+pub struct Tlb {
+    classes: [Box<[Entry; ENTRIES]>; 4],
+}
+
+impl Default for Tlb {
+    fn default() -> Self {
+        let table = || Box::new(std::array::from_fn(Entry::invalid));
+        Tlb { classes: [table(), table(), table(), table()] }
+    }
+}
+
+/// Whether an access of `size` bytes at `address` stays on the page of `tag`.
+#[inline(always)]
+pub fn hits(tag: u64, address: u64, size: u64) -> bool {
+    tag ^ address <= 4096 - size
+}
+
+#[inline(always)]
+pub fn slot(address: u64) -> usize {
+    (address >> 12) as usize & (ENTRIES - 1)
+}
+
+impl Tlb {
+    #[inline(always)]
+    pub fn entry(&self, class: Class, address: u64) -> &Entry {
+        &self.classes[class as usize][slot(address)]
+    }
+    #[inline(always)]
+    pub fn entry_mut(&mut self, class: Class, address: u64) -> &mut Entry {
+        &mut self.classes[class as usize][slot(address)]
+    }
+    /// Drops everything, or everything but global pages.
+    pub fn flush(&mut self, keep_global: bool) {
+        for table in &mut self.classes {
+            for (i, entry) in table.iter_mut().enumerate() {
+                if !(keep_global && entry.global) {
+                    *entry = Entry::invalid(i);
+                }
+            }
+        }
+    }
+    /// Drops the entries of one linear page (INVLPG).
+    pub fn flush_page(&mut self, address: u64) {
+        let index = slot(address);
+        for table in &mut self.classes {
+            table[index] = Entry::invalid(index);
+        }
+    }
+    /// Drops all write tags, or those of one RAM page: the next write takes the slow path.
+    pub fn drop_writes(&mut self, ram_page: Option<u32>) {
+        for table in &mut self.classes {
+            for (i, entry) in table.iter_mut().enumerate() {
+                if ram_page.is_none_or(|page| page == entry.ram_page) {
+                    entry.write = no_tag(i);
+                }
+            }
+        }
+    }
+    /// Valid entries of a class, for the monitor.
+    pub fn valid(&self, class: Class) -> impl Iterator<Item = &Entry> {
+        let table = &self.classes[class as usize];
+        table.iter().enumerate().filter(|(i, e)| e.read != no_tag(*i) || e.execute != no_tag(*i)).map(|x| x.1)
+    }
+}

@@ -1,0 +1,238 @@
+//! One virtual processor: the architectural state and the caches beside it.
+
+use crate::blocks::{self, BlockCache, BlockKey};
+use crate::bus::Bus;
+use crate::fault::{Exit, Fault, vector};
+use crate::flags::LazyFlags;
+use crate::mmu::PhysicalCache;
+use crate::model::Model;
+use crate::ram::Ram;
+use crate::shared::{CodeFence, VcpuShared};
+use crate::state::{CpuState, RFlags, cr0, cr4, gpr, seg};
+use crate::tlb::{Class, Tlb};
+use std::sync::Arc;
+
+/// What a machine gives a new vCPU.
+#[derive(Clone)]
+pub struct VcpuConfig {
+    pub id: usize,
+    pub model: Arc<Model>,
+    pub ram: Arc<Ram>,
+    pub bus: Arc<dyn Bus>,
+    pub fence: Arc<CodeFence>,
+}
+
+/// Counters that `--stats` shows.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Counters {
+    pub blocks_decoded: u64,
+    pub insns_decoded: u64,
+    pub blocks_entered: u64,
+    pub jump_cache_misses: u64,
+    pub tlb_misses: u64,
+    pub tlb_flushes: u64,
+    pub mmio: u64,
+    pub port_io: u64,
+    pub interrupts: u64,
+    pub exceptions: u64,
+    pub code_invalidations: u64,
+    pub unimplemented: u64,
+}
+
+/// See the head of this file. Handlers work on it directly.
+pub struct Vcpu {
+    pub state: CpuState,
+    /// The status flags, until somebody wants them in `state.rflags`.
+    pub lazy: LazyFlags,
+    /// Instructions that `run` may still execute. The running block is charged in advance.
+    pub budget: i64,
+    /// Set on slow paths: leave the running block after this instruction.
+    pub stop_block: bool,
+    /// Class of data accesses (see [`Vcpu::update_class`]).
+    pub class: Class,
+    pub tlb: Tlb,
+    /// The exception behind [`Exit::Fault`].
+    pub fault: Fault,
+    /// Bumped when linear addresses may have changed their meaning: cached look-ups by RIP are void.
+    pub mapping_epoch: u32,
+    /// Mask of physical addresses: A20.
+    pub a20_mask: u64,
+    /// The class under [`Class::Slow`].
+    pub(crate) plain_class: Class,
+    pub(crate) physical: PhysicalCache,
+    pub(crate) blocks: BlockCache,
+    /// The running block and its first RIP, for counting what of it has retired.
+    pub(crate) block: u32,
+    pub(crate) block_rip: u64,
+    /// REP iterations of this block that string helpers ran beyond one each.
+    pub(crate) extra: u64,
+    /// The key of the current mode.
+    pub(crate) key: BlockKey,
+    /// Instructions must run one at a time: TF, RF, an interrupt shadow, code breakpoints.
+    pub(crate) careful: bool,
+    pub id: usize,
+    pub model: Arc<Model>,
+    pub ram: Arc<Ram>,
+    pub bus: Arc<dyn Bus>,
+    pub shared: Arc<VcpuShared>,
+    pub fence: Arc<CodeFence>,
+    pub counters: Counters,
+}
+
+impl Vcpu {
+    pub fn new(config: VcpuConfig) -> Self {
+        let VcpuConfig { id, model, ram, bus, fence } = config;
+        let mut state = CpuState::reset(model.signature, id == 0);
+        state.xcr0 = 1;
+        let mut vcpu = Vcpu {
+            state,
+            lazy: LazyFlags::default(),
+            budget: 0,
+            stop_block: false,
+            class: Class::Supervisor,
+            tlb: Tlb::default(),
+            fault: Fault { vector: 0, error: None, address: 0, dr6: 0 },
+            mapping_epoch: 1,
+            a20_mask: !0,
+            plain_class: Class::Supervisor,
+            physical: PhysicalCache::default(),
+            blocks: BlockCache::default(),
+            block: blocks::NONE,
+            block_rip: 0,
+            extra: 0,
+            key: BlockKey::default(),
+            careful: false,
+            id,
+            model,
+            ram,
+            bus,
+            shared: fence.vcpus[id].clone(),
+            fence,
+            counters: Counters::default(),
+        };
+        vcpu.state_loaded();
+        vcpu
+    }
+
+    /// Call after `state` was replaced: every cache starts again.
+    pub fn state_loaded(&mut self) {
+        self.state.gpr[gpr::ZERO] = 0;
+        self.state.seg[seg::FLAT] = CpuState::reset(0, true).seg[seg::FLAT];
+        self.state.seg[seg::FLAT_STACK] = self.state.seg[seg::FLAT];
+        self.load_lazy_flags();
+        self.flush_tlb(false);
+        self.physical.flush();
+        self.update_class();
+    }
+
+    /// Writes the lazy flags back, so that `state` is whole.
+    pub fn state_whole(&mut self) -> &mut CpuState {
+        self.state.rflags = self.rflags();
+        &mut self.state
+    }
+
+    /// RFLAGS with the status flags as they are now.
+    pub fn rflags(&self) -> RFlags {
+        self.state.rflags & !RFlags::STATUS | RFlags::from_bits_retain(self.lazy.bits())
+    }
+
+    /// Replaces RFLAGS whole.
+    pub fn set_rflags(&mut self, flags: RFlags) {
+        self.state.rflags = flags & !RFlags::from_bits_retain(0xFFFF_FFFF_FFC0_802A) | RFlags::ONE;
+        self.load_lazy_flags();
+        self.update_class();
+    }
+
+    /// Replaces the status flags of `mask` (CF, PF, AF, ZF, SF, OF).
+    pub fn set_status(&mut self, mask: RFlags, values: RFlags) {
+        let new = self.rflags() & !mask | values & mask;
+        self.lazy = LazyFlags::from_bits(new.bits());
+    }
+
+    fn load_lazy_flags(&mut self) {
+        self.lazy = LazyFlags::from_bits(self.state.rflags.bits());
+    }
+
+    /// Derives the class of data accesses from CPL, SMAP, AC, alignment checks and breakpoints.
+    pub fn update_class(&mut self) {
+        let s = &self.state;
+        let ac = s.rflags.contains(RFlags::AC);
+        self.plain_class = match s.cpl {
+            3 => Class::User,
+            _ if s.cr4 & cr4::SMAP != 0 && ac => Class::SupervisorAc,
+            _ => Class::Supervisor,
+        };
+        let aligned = ac && s.cpl == 3 && s.cr0 & cr0::AM != 0;
+        let watched = self.data_breakpoints_armed();
+        self.class = if aligned || watched { Class::Slow } else { self.plain_class };
+    }
+
+    /// Whether DR7 enables any breakpoint on data.
+    pub fn data_breakpoints_armed(&self) -> bool {
+        let dr7 = self.state.dr[7];
+        (0..4).any(|n| dr7 >> (n * 2) & 3 != 0 && dr7 >> (16 + n * 4) & 3 != 0)
+    }
+
+    /// Raises an exception without an error code.
+    #[cold]
+    pub fn raise(&mut self, vector: u8) -> Exit {
+        self.fault = Fault { vector, error: None, address: 0, dr6: 0 };
+        Exit::Fault
+    }
+
+    /// Raises an exception with an error code.
+    #[cold]
+    pub fn raise_code(&mut self, vector: u8, error: u16) -> Exit {
+        self.fault = Fault { vector, error: Some(error), address: 0, dr6: 0 };
+        Exit::Fault
+    }
+
+    /// #UD.
+    #[cold]
+    pub fn undefined(&mut self) -> Exit {
+        self.raise(vector::UD)
+    }
+
+    /// #GP(0).
+    #[cold]
+    pub fn protection(&mut self) -> Exit {
+        self.raise_code(vector::GP, 0)
+    }
+
+    /// Fails with #UD unless `condition`.
+    pub fn require(&mut self, condition: bool) -> Result<(), Exit> {
+        if condition { Ok(()) } else { Err(self.undefined()) }
+    }
+
+    /// Fails with #GP(0) at any CPL but 0.
+    pub fn require_cpl0(&mut self) -> Result<(), Exit> {
+        if self.state.cpl == 0 { Ok(()) } else { Err(self.protection()) }
+    }
+
+    /// Publishes the count of retired instructions, as the bus wants it before every call. RIP points past
+    /// the running instruction.
+    pub fn publish_retired(&self) {
+        let count = self.state.retired.wrapping_add(self.retired_in_block());
+        self.shared.retired.store(count, std::sync::atomic::Ordering::Release);
+    }
+
+    /// The linear address of the current instruction, given the length of it: RIP has moved on already.
+    pub fn insn_rip(&self, len: u8) -> u64 {
+        self.state.gpr[gpr::RIP].wrapping_sub(u64::from(len))
+    }
+
+    /// Drops translations (all, or all that are not global).
+    pub fn flush_tlb(&mut self, keep_global: bool) {
+        self.tlb.flush(keep_global);
+        self.mapping_epoch = self.mapping_epoch.wrapping_add(1);
+        self.counters.tlb_flushes += 1;
+        self.stop_block = true;
+    }
+
+    /// INVLPG.
+    pub fn flush_tlb_page(&mut self, address: u64) {
+        self.tlb.flush_page(address);
+        self.mapping_epoch = self.mapping_epoch.wrapping_add(1);
+        self.stop_block = true;
+    }
+}
