@@ -18,3 +18,8 @@ pub mod pit;
 mod ports;
 pub mod ps2;
 pub mod rtc;
+pub mod dma8237;
+pub mod parallel;
+pub mod uart;
+pub mod vga;
+pub mod lapic;
