@@ -23,3 +23,4 @@ pub mod parallel;
 pub mod uart;
 pub mod vga;
 pub mod lapic;
+pub mod floppy;
