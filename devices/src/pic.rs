@@ -348,7 +348,10 @@ impl Chip for Pic {
         let state: State = decode(self.name(), VERSION, bytes)?;
         for (half, mask) in [&state.master, &state.slave].into_iter().zip(ELCR_MASK) {
             if half.lowest > 7 || half.vector_base & 7 != 0 || half.elcr & !mask != 0 {
-                return Err(StateError::Damaged { chip: self.name(), reason: "register out of range".into() });
+                return Err(StateError::Damaged {
+                    chip: self.name(),
+                    reason: "register out of range".into(),
+                });
             }
         }
         self.state = state;

@@ -236,7 +236,8 @@ impl Counter {
     fn load(&mut self, tick: u64, raw: u16) {
         let mut count = u32::from(raw);
         if self.bcd {
-            count = (0..4).rev().fold(0, |sum, digit| sum * 10 + (u32::from(raw) >> (digit * 4) & 15)) % 10_000;
+            count =
+                (0..4).rev().fold(0, |sum, digit| sum * 10 + (u32::from(raw) >> (digit * 4) & 15)) % 10_000;
         }
         if count == 0 {
             count = self.modulus() as u32;
@@ -437,7 +438,9 @@ impl Chip for Pit {
                 let counter = usize::try_from(o).ok().and_then(|o| self.state.counters.get_mut(o));
                 counter.map_or(0xFF, |counter| counter.read(tick))
             }),
-            PORT_61 => read_each(offset, size, |o| if o == 0 { self.read_port_61(cx.now, tick) } else { 0xFF }),
+            PORT_61 => {
+                read_each(offset, size, |o| if o == 0 { self.read_port_61(cx.now, tick) } else { 0xFF })
+            }
             _ => open_bus(size),
         }
     }
@@ -492,8 +495,8 @@ impl Chip for Pit {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::chip::Effect;
     use crate::bench::Bench;
+    use crate::chip::Effect;
 
     fn program(bench: &mut Bench<Pit>, counter: u64, control: u64, count: u64) {
         bench.write(COUNTERS, 3, 1, control | counter << 6);

@@ -102,14 +102,8 @@ fn date_of(days: i64) -> (i64, i64, i64) {
 impl Rtc {
     /// A clock that shows `epoch_seconds_at_time_zero` (seconds since 1970) at virtual time 0.
     pub fn new(epoch_seconds_at_time_zero: i64) -> Self {
-        let state = State {
-            index: 0,
-            nmi_masked: false,
-            cmos: [0; 128],
-            next_update: SECOND,
-            seen: 0,
-            irq: false,
-        };
+        let state =
+            State { index: 0, nmi_masked: false, cmos: [0; 128], next_update: SECOND, seen: 0, irq: false };
         let mut rtc = Rtc { state };
         rtc.put(reg::A, 0x26);
         rtc.put(reg::B, HOUR_24);

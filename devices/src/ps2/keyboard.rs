@@ -159,8 +159,7 @@ impl Keyboard {
         if self.set == 3 {
             return self.scan_code(&[0xF0, codes.set3]);
         }
-        let modified =
-            self.held(&[Key::ControlLeft, Key::ControlRight, Key::ShiftLeft, Key::ShiftRight]);
+        let modified = self.held(&[Key::ControlLeft, Key::ControlRight, Key::ShiftLeft, Key::ShiftRight]);
         match key {
             Key::Pause => {}
             Key::PrintScreen if self.held(&[Key::AltLeft, Key::AltRight]) => self.set_2(&[0xF0, 0x84]),
