@@ -24,3 +24,7 @@ pub mod uart;
 pub mod vga;
 pub mod lapic;
 pub mod floppy;
+pub mod fw_cfg;
+pub mod hpet;
+pub mod ioapic;
+pub mod piix4_pm;
