@@ -123,7 +123,8 @@ impl Chip for Ide {
                 }
             }
             PCI_CONFIG => {
-                if self.pci.write(offset, size, value) {
+                let remap = self.pci.write(offset, size, value);
+                if remap {
                     cx.push(crate::chip::Effect::Remap);
                 }
             }

@@ -110,7 +110,7 @@ impl Vga {
     fn read_mmio(&mut self, now: u64, offset: u64, size: u8) -> u64 {
         match offset {
             MMIO_PORTS..=0x41F => self.read_ports(now, offset - MMIO_PORTS + 0x10, size),
-            MMIO_DISPI..=0x515 if offset % 2 == 0 => {
+            MMIO_DISPI..=0x515 if offset.is_multiple_of(2) => {
                 let register = ((offset - MMIO_DISPI) / 2) as u16;
                 open_bus(size) & (!0xFFFF | u64::from(self.dispi.read(register, self.vram.len())))
             }
@@ -123,7 +123,7 @@ impl Vga {
     fn write_mmio(&mut self, offset: u64, size: u8, value: u64) {
         match offset {
             MMIO_PORTS..=0x41F => self.write_ports(offset - MMIO_PORTS + 0x10, size, value),
-            MMIO_DISPI..=0x515 if offset % 2 == 0 => {
+            MMIO_DISPI..=0x515 if offset.is_multiple_of(2) => {
                 self.write_dispi(((offset - MMIO_DISPI) / 2) as u16, value as u16);
             }
             _ => {}
@@ -191,7 +191,8 @@ impl Chip for Vga {
                 }
             }
             PCI_CONFIG => {
-                if self.pci.write(offset, size, value) {
+                let remap = self.pci.write(offset, size, value);
+                if remap {
                     cx.push(Effect::Remap);
                 }
             }

@@ -323,7 +323,7 @@ impl Text {
         };
         let frames = now / r.timing().0;
         let (start, end) = (r.crtc[0x0A], r.crtc[0x0B]);
-        let shows = start & 0x20 == 0 && frames / 8 % 2 == 0;
+        let shows = start & 0x20 == 0 && (frames / 8).is_multiple_of(2);
         let skew = usize::from(end >> 5 & 3);
         Text {
             fonts: [font(b), font(a)],
