@@ -4,23 +4,32 @@
 //! A new chip needs one line in [`every_chip`].
 
 use std::cell::RefCell;
+use std::sync::{Arc, Mutex};
 
 use rand::rngs::SmallRng;
 use rand::{Rng, SeedableRng};
-use trimaran_devices::chip::{ApicMessage, Chip, Cx, Delivery, Dma, Effect, Nanos, PCI_CONFIG, Shorthand};
+use trimaran_devices::block::MemoryMedium;
+use trimaran_devices::chip::{
+    ApicMessage, Chip, Cx, Delivery, Dma, Effect, Nanos, PCI_CONFIG, SharedBytes, Shorthand,
+};
 use trimaran_devices::debug_port::{DebugConsole, DebugExit};
 use trimaran_devices::dma8237::Dma8237;
+use trimaran_devices::floppy::Floppy;
 use trimaran_devices::fw_cfg::FwCfg;
 use trimaran_devices::hpet::Hpet;
+use trimaran_devices::i440fx::I440Fx;
 use trimaran_devices::i8042::{I8042, Key};
+use trimaran_devices::ide::{Drive, Ide};
 use trimaran_devices::ioapic::Ioapic;
 use trimaran_devices::lapic::{IA32_APIC_BASE, IA32_TSC_DEADLINE, Lapic};
 use trimaran_devices::parallel::Parallel;
 use trimaran_devices::pic::Pic;
+use trimaran_devices::piix3::Piix3;
 use trimaran_devices::piix4_pm::Piix4Pm;
 use trimaran_devices::pit::Pit;
 use trimaran_devices::rtc::Rtc;
 use trimaran_devices::uart::Uart;
+use trimaran_devices::vga::Vga;
 
 /// A chip, and what the board does to it beyond the trait.
 struct Entry {
@@ -35,6 +44,45 @@ fn firmware_configuration() -> FwCfg {
     }
     chip.add_writable_file("etc/vmgenid", vec![0; 16]).expect("a legal name");
     chip
+}
+
+/// Video RAM.
+struct VideoRam(Mutex<Vec<u8>>);
+
+impl SharedBytes for VideoRam {
+    fn len(&self) -> usize {
+        self.0.lock().unwrap().len()
+    }
+    fn read(&self, offset: usize, buf: &mut [u8]) {
+        let bytes = self.0.lock().unwrap();
+        match offset.checked_add(buf.len()).and_then(|end| bytes.get(offset..end)) {
+            Some(from) => buf.copy_from_slice(from),
+            None => buf.fill(0),
+        }
+    }
+    fn write(&self, offset: usize, buf: &[u8]) {
+        let mut bytes = self.0.lock().unwrap();
+        if let Some(to) = offset.checked_add(buf.len()).and_then(|end| bytes.get_mut(offset..end)) {
+            to.copy_from_slice(buf);
+        }
+    }
+}
+
+fn medium() -> Box<MemoryMedium> {
+    Box::new(MemoryMedium::new(vec![0xA5; 360 * 1024]))
+}
+
+fn disks() -> Ide {
+    let mut ide = Ide::new();
+    ide.attach(0, 0, Drive::Disk(medium()));
+    ide.attach(1, 0, Drive::CdRom(Some(medium())));
+    ide
+}
+
+fn diskettes() -> Floppy {
+    let mut floppy = Floppy::new();
+    floppy.insert(0, Some(medium()));
+    floppy
 }
 
 /// One of each chip.
@@ -52,6 +100,11 @@ fn every_chip() -> Vec<Entry> {
         || Box::new(Hpet::new()),
         || Box::new(Piix4Pm::new()),
         || Box::new(firmware_configuration()),
+        || Box::new(I440Fx::new()),
+        || Box::new(Piix3::new()),
+        || Box::new(disks()),
+        || Box::new(diskettes()),
+        || Box::new(Vga::new(Arc::new(VideoRam(Mutex::new(vec![0; 0x8_0000]))))),
         || Box::new(DebugConsole::new()),
         || Box::new(DebugExit::new()),
     ];
