@@ -56,7 +56,7 @@ impl<C: Chip> Bench<C> {
     pub fn run_until(&mut self, until: Nanos) {
         while let Some(at) = self.chip.next_event().filter(|&at| at <= until) {
             self.now = self.now.max(at);
-            self.with(|chip, cx| chip.event(cx));
+            self.with(C::event);
         }
         self.now = until;
     }

@@ -351,7 +351,11 @@ impl Chip for Hpet {
 
     fn write(&mut self, cx: &mut Cx, window: u8, offset: u64, size: u8, value: u64) {
         // Other sizes and alignments are undefined.
-        if window != REGISTERS || offset >= 0x400 || !matches!(size, 4 | 8) || offset % u64::from(size) != 0 {
+        if window != REGISTERS
+            || offset >= 0x400
+            || !matches!(size, 4 | 8)
+            || !offset.is_multiple_of(u64::from(size))
+        {
             return;
         }
         self.sync(cx);
@@ -433,7 +437,7 @@ mod tests {
         assert_eq!(rises(&bench, LEGACY0), 10);
         bench.effects.clear();
         bench.now = 3_600_000_000_000;
-        bench.with(|chip, cx| chip.event(cx));
+        bench.with(Chip::event);
         assert_eq!(rises(&bench, LEGACY0), 1);
         assert_eq!(bench.chip.next_event(), Some(3_600_001_000_000));
     }

@@ -3,7 +3,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::chip::{Chip, Cx, Effect, Nanos, StateError, decode, encode, open_bus};
+use crate::chip::{Chip, Cx, Effect, Nanos, StateError, decode, encode};
 use crate::ports::{read_each, write_each};
 pub use crate::ps2::key::Key;
 use crate::ps2::key::translate;
@@ -354,7 +354,7 @@ impl Chip for I8042 {
             _ => 0xFF,
         });
         self.schedule(cx);
-        if size == 0 { open_bus(1) } else { value }
+        value
     }
 
     fn write(&mut self, cx: &mut Cx, window: u8, offset: u64, size: u8, value: u64) {

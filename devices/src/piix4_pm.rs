@@ -413,7 +413,7 @@ mod tests {
     fn power_button_and_power_off() {
         let mut bench = ready();
         bench.write(PM, 2, 2, 0x100);
-        bench.with(|chip, cx| chip.press_power_button(cx));
+        bench.with(Piix4Pm::press_power_button);
         assert!(bench.level(SCI));
         assert_eq!(bench.read(PM, 0, 2) & 0x100, 0x100);
         bench.write(PM, 0, 2, 0x100);

@@ -413,7 +413,7 @@ impl Pit {
     }
 
     fn read_port_61(&self, now: Nanos, tick: u64) -> u8 {
-        let refresh = (now / REFRESH & 1) as u8;
+        let refresh = ((now / REFRESH) & 1) as u8;
         let out2 = u8::from(self.state.counters[2].out(tick));
         self.state.port_61 | refresh << 4 | out2 << 5
     }
@@ -529,7 +529,7 @@ mod tests {
         program(&mut bench, 0, 0x34, 2);
         bench.effects.clear();
         bench.now = 3_600_000_000_000;
-        bench.with(|chip, cx| chip.event(cx));
+        bench.with(Chip::event);
         assert!(rises(&bench) >= 1 && bench.effects.len() <= 16, "{:?}", bench.effects);
         assert!(bench.chip.next_event().is_some_and(|at| at > bench.now));
     }

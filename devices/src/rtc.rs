@@ -134,7 +134,7 @@ impl Rtc {
     /// In the data mode of register B.
     fn encoded(&self, value: i64) -> u8 {
         let value = value.rem_euclid(100) as u8;
-        if self.cmos(reg::B) & DM != 0 { value } else { value / 10 << 4 | value % 10 }
+        if self.cmos(reg::B) & DM != 0 { value } else { ((value / 10) << 4) | (value % 10) }
     }
 
     fn decoded(&self, raw: u8) -> i64 {

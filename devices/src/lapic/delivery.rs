@@ -6,7 +6,7 @@ use super::{
 };
 use crate::chip::{ApicMessage, Cx, Delivery, Effect};
 
-/// EOI-broadcast suppression in the SVR is not offered, so every level-triggered EOI is broadcast.
+/// Vectors below are reserved for exceptions.
 const FIRST_LEGAL_VECTOR: u8 = 16;
 
 impl Lapic {

@@ -247,7 +247,12 @@ impl Chip for Lapic {
     fn write(&mut self, cx: &mut Cx, window: u8, offset: u64, size: u8, value: u64) {
         match window {
             // Other sizes and alignments are undefined.
-            XAPIC if self.xapic_base().is_some() && offset < 0x1000 && offset % 16 == 0 && size >= 4 => {
+            XAPIC
+                if self.xapic_base().is_some()
+                    && offset < 0x1000
+                    && offset.is_multiple_of(16)
+                    && size >= 4 =>
+            {
                 self.sync(cx);
                 self.write_register(cx, (offset >> 4) as u8, value as u32);
                 self.update(cx);

@@ -44,7 +44,7 @@ impl Lapic {
             IA32_APIC_BASE => self.write_base(cx, value)?,
             IA32_TSC_DEADLINE => self.set_tsc_deadline(cx, value),
             X2APIC_FIRST..=X2APIC_LAST if self.x2apic() => {
-                self.write_x2apic(cx, (index & 0xFF) as u8, value)?
+                self.write_x2apic(cx, (index & 0xFF) as u8, value)?;
             }
             _ => return Err(GeneralProtection),
         }

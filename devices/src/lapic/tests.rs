@@ -57,7 +57,7 @@ fn periodic_timer_catches_up_at_once() {
     bench.now = 400_000;
     assert_eq!(bench.read(XAPIC, 0x390, 4), 600_000);
     bench.now = 3_600_000_000_001;
-    bench.with(|chip, cx| chip.event(cx));
+    bench.with(Chip::event);
     assert!(bench.level(INTR));
     assert_eq!(bench.chip.next_event(), Some(3_600_001_000_000));
     bench.write(XAPIC, 0x320, 4, 0x3_0040);
@@ -160,7 +160,7 @@ fn init_and_start_up() {
     assert_eq!(bench.read(XAPIC, 0x20, 4), 0x0700_0000, "INIT keeps the ID");
     assert_eq!(bench.chip.take_sipi_vector(), Some(0x9A));
     assert!(bench.effects.contains(&Effect::Line { pin: SIPI, level: true }));
-    bench.with(|chip, cx| chip.reset(cx));
+    bench.with(Chip::reset);
     assert_eq!(bench.read(XAPIC, 0x20, 4), 0x0100_0000);
 }
 

@@ -1,5 +1,5 @@
 //! The keys of a 104-key PC keyboard, their scan codes, and their names (IBM Personal System/2 Technical
-//! Reference, "Keyboard", scan code sets 2 and 3; sets 1 is what the controller makes of set 2).
+//! Reference, "Keyboard", scan code sets 2 and 3; set 1 is what the controller makes of set 2).
 
 use serde::{Deserialize, Serialize};
 
