@@ -1,0 +1,470 @@
+//! Against silicon: every instruction of this unit, in every operand form that the encoder accepts, runs on the host
+//! and on a vCPU with the same operands; registers, memory, flags and MXCSR must agree.
+//!
+//! Native code needs a page that is executable, and calls into it: the only reason for `unsafe` here. All
+//! exceptions are masked on the host side, so nothing can trap; the code touches the context and the buffer
+//! that it is given, and restores MXCSR and the x87 tags before it returns.
+#![allow(unsafe_code)]
+
+use super::checks::mxcsr;
+use super::{host_sse, soft_sse};
+use crate::blocks::BlockKey;
+use crate::bus::{Bus, GeneralProtection, Page};
+use crate::decode;
+use crate::fault::vector;
+use crate::model::Model;
+use crate::ram::Ram;
+use crate::shared::CodeFence;
+use crate::state::{RFlags, attr, cr0, cr4, efer, gpr, seg};
+use crate::{Vcpu, VcpuConfig};
+use iced_x86::code_asm::*;
+use iced_x86::{Code, Decoder, DecoderOptions, Encoder, Instruction, Mnemonic as M, OpKind, Register};
+use rand::rngs::SmallRng;
+use rand::{Rng, SeedableRng};
+use std::sync::Arc;
+
+/// Flat RAM and nothing else.
+struct Flat;
+impl Bus for Flat {
+    fn page(&self, address: u64, _: bool) -> Page {
+        Page::Ram { offset: address & !0xFFF, writable: true }
+    }
+    fn mmio_read(&self, _: usize, _: u64, _: u8) -> u64 {
+        !0
+    }
+    fn mmio_write(&self, _: usize, _: u64, _: u8, _: u64) {}
+    fn port_read(&self, _: usize, _: u16, _: u8) -> u32 {
+        !0
+    }
+    fn port_write(&self, _: usize, _: u16, _: u8, _: u32) {}
+    fn acknowledge_interrupt(&self, _: usize) -> Option<u8> {
+        None
+    }
+    fn clock(&self, _: usize) -> u64 {
+        0
+    }
+    fn read_apic_msr(&self, _: usize, _: u32) -> Option<Result<u64, GeneralProtection>> {
+        None
+    }
+    fn write_apic_msr(&self, _: usize, _: u32, _: u64) -> Option<Result<(), GeneralProtection>> {
+        None
+    }
+    fn task_priority(&self, _: usize) -> u8 {
+        0
+    }
+    fn set_task_priority(&self, _: usize, _: u8) {}
+    fn random(&self) -> u64 {
+        0
+    }
+    fn x87_error(&self, _: usize) {}
+}
+
+const BUFFER: u64 = 0x2000;
+
+/// A vCPU in 64-bit mode without paging.
+fn vcpu() -> Vcpu {
+    let mut v = Vcpu::new(VcpuConfig {
+        id: 0,
+        model: Arc::new(Model::default()),
+        ram: Arc::new(Ram::anonymous(1 << 16)),
+        bus: Arc::new(Flat),
+        fence: CodeFence::new(1),
+    });
+    let s = &mut v.state;
+    s.cr0 = cr0::PE | cr0::ET | cr0::NE;
+    s.cr4 = cr4::OSFXSR | cr4::OSXMMEXCPT | cr4::OSXSAVE;
+    s.xcr0 = 7;
+    s.msr.efer = efer::LME | efer::LMA;
+    s.seg[seg::CS].attributes |= attr::L;
+    v.state_loaded();
+    v
+}
+
+/// What an instruction may read and write.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq)]
+struct Context {
+    xmm: [u128; 2],
+    mm: [u64; 2],
+    rax: u64,
+    rcx: u64,
+    rdx: u64,
+    flags: u64,
+    mxcsr: u32,
+    rust_mxcsr: u32,
+}
+
+#[repr(C, align(64))]
+#[derive(Clone, Copy, Debug, PartialEq)]
+struct Buffer([u8; 64]);
+
+/// A page of code.
+struct Native(*mut u8);
+
+unsafe extern "C" {
+    fn mmap(address: *mut u8, len: usize, protection: i32, flags: i32, file: i32, offset: i64) -> *mut u8;
+}
+
+impl Native {
+    fn new() -> Self {
+        // SAFETY: a fresh private anonymous mapping (protection 7, flags 0x22 as Linux has them).
+        let page = unsafe { mmap(std::ptr::null_mut(), 4096, 7, 0x22, -1, 0) };
+        assert!(page as isize != -1, "no executable page");
+        Native(page)
+    }
+
+    /// Puts an instruction between code that loads and stores the context.
+    fn build(&self, bytes: &[u8]) -> Result<(), IcedError> {
+        let mut a = CodeAssembler::new(64)?;
+        a.mov(r8, rdi)?;
+        a.mov(rdi, rsi)?;
+        a.movups(xmm0, xmmword_ptr(r8))?;
+        a.movups(xmm1, xmmword_ptr(r8 + 16))?;
+        a.movq(mm0, qword_ptr(r8 + 32))?;
+        a.movq(mm1, qword_ptr(r8 + 40))?;
+        a.mov(rax, qword_ptr(r8 + 48))?;
+        a.mov(rcx, qword_ptr(r8 + 56))?;
+        a.mov(rdx, qword_ptr(r8 + 64))?;
+        a.push(qword_ptr(r8 + 72))?;
+        a.ldmxcsr(dword_ptr(r8 + 80))?;
+        a.popfq()?;
+        a.db(bytes)?;
+        a.pushfq()?;
+        a.pop(qword_ptr(r8 + 72))?;
+        a.stmxcsr(dword_ptr(r8 + 80))?;
+        a.movups(xmmword_ptr(r8), xmm0)?;
+        a.movups(xmmword_ptr(r8 + 16), xmm1)?;
+        a.movq(qword_ptr(r8 + 32), mm0)?;
+        a.movq(qword_ptr(r8 + 40), mm1)?;
+        a.mov(qword_ptr(r8 + 48), rax)?;
+        a.mov(qword_ptr(r8 + 56), rcx)?;
+        a.mov(qword_ptr(r8 + 64), rdx)?;
+        a.emms()?;
+        a.ldmxcsr(dword_ptr(r8 + 84))?;
+        a.ret()?;
+        let code = a.assemble(0)?;
+        assert!(code.len() <= 4096);
+        // SAFETY: the page is ours, writable, and nobody executes it now.
+        unsafe { std::ptr::copy_nonoverlapping(code.as_ptr(), self.0, code.len()) };
+        Ok(())
+    }
+
+    fn run(&self, context: &mut Context, buffer: &mut Buffer) {
+        // SAFETY: `build` put a function of this signature there; see the head of this file.
+        unsafe {
+            let f: extern "C" fn(*mut Context, *mut Buffer) = std::mem::transmute(self.0);
+            f(context, buffer);
+        }
+    }
+}
+
+/// Operands that meet the edges: numbers around every limit, NaNs, small integers, text.
+fn operand(rng: &mut SmallRng) -> u128 {
+    const DOUBLES: [u64; 18] = [
+        0,
+        1,
+        0xF_FFFF_FFFF_FFFF,
+        0x10_0000_0000_0000,
+        0x7FEF_FFFF_FFFF_FFFF,
+        0x7FF0_0000_0000_0000,
+        0x7FF0_0000_0000_0001,
+        0x7FF8_0000_0000_0123,
+        0x3FF0_0000_0000_0000,
+        0x3FE0_0000_0000_0000,
+        0x3FF8_0000_0000_0000,
+        0x41DF_FFFF_FFE0_0000,
+        0x41E0_0000_0000_0000,
+        0x43E0_0000_0000_0000,
+        0x36A0_0000_0000_0000,
+        0x380F_FFFF_FFFF_FFFF,
+        0x3810_0000_0000_0000,
+        0x47EF_FFFF_F000_0000,
+    ];
+    const SINGLES: [u32; 14] = [
+        0,
+        1,
+        0x7F_FFFF,
+        0x80_0000,
+        0x7F7F_FFFF,
+        0x7F80_0000,
+        0x7F80_0001,
+        0x7FC0_0123,
+        0x3F80_0000,
+        0x3F00_0000,
+        0x3FC0_0000,
+        0x4EFF_FFFF,
+        0x4F00_0000,
+        0x5F00_0000,
+    ];
+    let sign64 = |rng: &mut SmallRng| u64::from(rng.random::<bool>()) << 63;
+    let quad = |rng: &mut SmallRng| match rng.random_range(0..7) {
+        0 | 1 => DOUBLES[rng.random_range(0..DOUBLES.len())] ^ sign64(rng),
+        2 => {
+            // Near one, near the least, or any exponent.
+            let exponent = [1021, 1023, 1, 2044, rng.random_range(0..2047), rng.random_range(1000..1100)];
+            exponent[rng.random_range(0..6)] << 52 | rng.random::<u64>() >> 12 | sign64(rng)
+        }
+        3 => (rng.random_range(-70_000i64..70_000) as f64 / 4.0).to_bits(),
+        4 => rng.random::<u64>() & rng.random::<u64>() & rng.random::<u64>(),
+        _ => rng.random(),
+    };
+    let double = |rng: &mut SmallRng| match rng.random_range(0..6) {
+        0 | 1 => SINGLES[rng.random_range(0..SINGLES.len())] ^ u32::from(rng.random::<bool>()) << 31,
+        2 => {
+            let exponent = [125, 127, 1, 253, rng.random_range(0..255), rng.random_range(100..160)];
+            exponent[rng.random_range(0..6)] << 23
+                | rng.random::<u32>() >> 9
+                | u32::from(rng.random::<bool>()) << 31
+        }
+        3 => (rng.random_range(-70_000i32..70_000) as f32 / 4.0).to_bits(),
+        _ => rng.random(),
+    };
+    match rng.random_range(0..6) {
+        0 | 1 => u128::from(quad(rng)) << 64 | u128::from(quad(rng)),
+        2 | 3 => (0..4).fold(0, |r, _| r << 32 | u128::from(double(rng))),
+        4 => {
+            (0..16).fold(0, |r, _| r << 8 | u128::from(b"\0\x01aabbcz\x7F\x80\xFF"[rng.random_range(0..11)]))
+        }
+        _ => rng.random(),
+    }
+}
+
+fn random_mxcsr(rng: &mut SmallRng) -> u32 {
+    mxcsr::MASKS
+        | match rng.random_range(0..3) {
+            0 => 0,
+            1 => rng.random::<u32>() & mxcsr::RC,
+            _ => rng.random::<u32>() & (mxcsr::RC | mxcsr::DAZ | mxcsr::FTZ | mxcsr::FLAGS),
+        }
+}
+
+/// Every form of every instruction that `simd::handler` knows and the encoder accepts, as bytes.
+fn forms(rng: &mut SmallRng) -> Vec<(Instruction, Vec<u8>)> {
+    use Register::*;
+    let first = [Some(XMM0), Some(MM0), Some(EAX), Some(RAX), None];
+    let second = [Some(XMM1), Some(MM1), Some(ECX), Some(RCX), Some(CL), Some(CX), None];
+    let mut out = Vec::new();
+    let features = Model::default().features;
+    for code in Code::values() {
+        let mut probe = Instruction::default();
+        probe.set_code(code);
+        if !features.allows(&probe) || state_saving(probe.mnemonic()) {
+            continue;
+        }
+        let mut found = |x: &Instruction| {
+            let mut encoder = Encoder::new(64);
+            if encoder.encode(x, 0).is_ok() {
+                let bytes = encoder.take_buffer();
+                let y = Decoder::new(64, &bytes, DecoderOptions::NONE).decode();
+                let v = vcpu();
+                let mut i = decode::lower(&y, BlockKey::of(&v.state), &features);
+                if super::handler(&y, &mut i).is_some() && y.mnemonic() == x.mnemonic() {
+                    out.push((y, bytes));
+                }
+            }
+        };
+        let place = |x: &mut Instruction, n: u32, r: Option<Register>| match r {
+            Some(r) => {
+                x.set_op_kind(n, OpKind::Register);
+                x.set_op_register(n, r);
+            }
+            None if matches!(x.mnemonic(), M::Maskmovdqu | M::Maskmovq) => {
+                x.set_op_kind(n, OpKind::MemorySegRDI)
+            }
+            None => {
+                x.set_op_kind(n, OpKind::Memory);
+                x.set_memory_base(RSI);
+            }
+        };
+        for a in first {
+            let mut x = probe;
+            if x.op_count() < 2 {
+                continue;
+            }
+            place(&mut x, 0, a);
+            if x.op_count() == 2 {
+                for _ in 0..6 {
+                    let mut x = x;
+                    x.set_op_kind(1, OpKind::Immediate8);
+                    x.set_immediate8(rng.random::<u8>() >> rng.random_range(0..6));
+                    found(&x);
+                }
+            }
+            for b in second {
+                let mut x = x;
+                place(&mut x, 1, b);
+                if x.op_count() == 2 {
+                    found(&x);
+                    continue;
+                }
+                place(&mut x, 2, Some(XMM0));
+                found(&x);
+                place(&mut x, 2, Some(XMM1));
+                found(&x);
+                place(&mut x, 2, Some(MM0));
+                found(&x);
+                for _ in 0..40 {
+                    x.set_op_kind(2, OpKind::Immediate8);
+                    x.set_immediate8(rng.random::<u8>());
+                    found(&x);
+                }
+            }
+        }
+    }
+    out
+}
+
+fn state_saving(m: M) -> bool {
+    matches!(m, M::Ldmxcsr | M::Stmxcsr | M::Emms)
+        || format!("{m:?}").contains("save")
+        || format!("{m:?}").contains("rstor")
+}
+
+/// The same on a vCPU.
+fn emulate(v: &mut Vcpu, x: &Instruction, c: &Context, buffer: &Buffer) -> (Context, Buffer) {
+    for n in 0..2 {
+        v.set_xmm(n as u8, c.xmm[n]);
+        v.set_mm(n as u8, c.mm[n]);
+    }
+    let g = &mut v.state.gpr;
+    (g[gpr::RAX], g[gpr::RCX], g[gpr::RDX], g[gpr::RSI], g[gpr::RDI]) = (c.rax, c.rcx, c.rdx, BUFFER, BUFFER);
+    v.state.mxcsr = c.mxcsr;
+    v.set_rflags(RFlags::from_bits_retain(c.flags));
+    v.ram.write(BUFFER, &buffer.0);
+    let i = decode::lower(x, BlockKey::of(&v.state), &v.model.clone().features);
+    let result = (i.run)(v, &i);
+    assert!(result.is_ok(), "{x:?}: {result:?} {:?}", v.fault);
+    let mut after = *buffer;
+    v.ram.read(BUFFER, &mut after.0);
+    let g = &v.state.gpr;
+    let context = Context {
+        xmm: [v.xmm(0), v.xmm(1)],
+        mm: [v.mm(0), v.mm(1)],
+        rax: g[gpr::RAX],
+        rcx: g[gpr::RCX],
+        rdx: g[gpr::RDX],
+        flags: v.rflags().bits() & RFlags::STATUS.bits(),
+        mxcsr: v.state.mxcsr,
+        rust_mxcsr: c.rust_mxcsr,
+    };
+    (context, after)
+}
+
+#[test]
+fn agrees_with_silicon() {
+    let mut rng = SmallRng::seed_from_u64(1);
+    let (native, mut v) = (Native::new(), vcpu());
+    let forms = forms(&mut rng);
+    let mut failures: Vec<(M, usize, String)> = Vec::new();
+    for (x, bytes) in &forms {
+        native.build(bytes).expect("assembles");
+        let rounds = if x.op_count() == 3 { 60 } else { 1500 };
+        for _ in 0..rounds {
+            let length = |rng: &mut SmallRng| match rng.random_range(0..3) {
+                0 => rng.random(),
+                _ => rng.random_range(-20i64..20) as u64,
+            };
+            let before = Context {
+                xmm: [operand(&mut rng), operand(&mut rng)],
+                mm: [operand(&mut rng) as u64, operand(&mut rng) as u64],
+                rax: length(&mut rng),
+                rcx: rng.random(),
+                rdx: length(&mut rng),
+                flags: rng.random::<u64>() & RFlags::STATUS.bits(),
+                mxcsr: random_mxcsr(&mut rng),
+                rust_mxcsr: 0x1F80,
+            };
+            let mut memory = Buffer([0; 64]);
+            for n in 0..4 {
+                memory.0[n * 16..][..16].copy_from_slice(&operand(&mut rng).to_le_bytes());
+            }
+            let (got, got_memory) = emulate(&mut v, x, &before, &memory);
+            let (mut want, mut want_memory) = (before, memory);
+            native.run(&mut want, &mut want_memory);
+            want.flags &= RFlags::STATUS.bits();
+            if got != want || got_memory != want_memory {
+                match failures.iter_mut().find(|f| f.0 == x.mnemonic()) {
+                    Some(f) => f.1 += 1,
+                    None => failures.push((
+                        x.mnemonic(),
+                        1,
+                        format!(
+                            "{:?} {bytes:02x?}\nbefore {before:x?}\nwant   {want:x?}\ngot    {got:x?}",
+                            x.code()
+                        ),
+                    )),
+                }
+            }
+        }
+    }
+    println!("{} forms", forms.len());
+    let report: Vec<_> = failures.iter().map(|f| format!("{:?} x{}: {}", f.0, f.1, f.2)).collect();
+    assert!(report.is_empty(), "{} instructions differ\n{}", report.len(), report.join("\n"));
+}
+
+type Binary = fn(u128, u128, u32) -> (u128, u32);
+
+/// The portable unit gives what the host's does.
+#[test]
+fn software_agrees_with_host() {
+    let mut rng = SmallRng::seed_from_u64(2);
+    let mut failures = Vec::new();
+    macro_rules! same {
+        ($($name:ident)*) => {$(
+            let (host, soft): (Binary, Binary) = (host_sse::$name, soft_sse::$name);
+            for _ in 0..20_000 {
+                let (a, b, mut m) = (operand(&mut rng), operand(&mut rng), random_mxcsr(&mut rng));
+                if rng.random_range(0..4) == 0 {
+                    m &= !mxcsr::UM;
+                }
+                let (want, got) = (host(a, b, m), soft(a, b, m));
+                // With an unmasked underflow the flags count, not the result.
+                let hidden = m & mxcsr::UM == 0 && want.1 & mxcsr::UE != 0;
+                if want.1 != got.1 || want.0 != got.0 && !hidden {
+                    failures.push(format!("{} {a:x} {b:x} mxcsr {m:x}: want {want:x?} got {got:x?}", stringify!($name)));
+                    break;
+                }
+            }
+        )*};
+    }
+    same! {
+        addps addss addpd addsd subps subss subpd subsd mulps mulss mulpd mulsd divps divss divpd divsd
+        sqrtps sqrtss sqrtpd sqrtsd minps minss minpd minsd maxps maxss maxpd maxsd
+        haddps haddpd hsubps hsubpd addsubps addsubpd
+        cvtps2pd cvtpd2ps cvtss2sd cvtsd2ss cvtdq2ps cvtdq2pd cvtps2dq cvttps2dq cvtpd2dq cvttpd2dq
+    }
+    macro_rules! call_with {
+        ($unit:ident $name:ident, $a:ident, $b:ident, $p:ident, $q:ident, $m:ident, "predicate") => {
+            $unit::$name($p, $a, $b, $m)
+        };
+        ($unit:ident $name:ident, $a:ident, $b:ident, $p:ident, $q:ident, $m:ident, "ordered") => {
+            $unit::$name($a, $b, $m)
+        };
+        ($unit:ident $name:ident, $a:ident, $b:ident, $p:ident, $q:ident, $m:ident, "from") => {
+            $unit::$name($a, $q, $m)
+        };
+        ($unit:ident $name:ident, $a:ident, $b:ident, $p:ident, $q:ident, $m:ident, "to") => {
+            $unit::$name($b, $m)
+        };
+    }
+    macro_rules! all {
+        ($kind:tt: $($name:ident)*) => {$(
+            for _ in 0..20_000 {
+                let (a, b, m) = (operand(&mut rng), operand(&mut rng), random_mxcsr(&mut rng));
+                let (p, q) = (rng.random::<u8>() & 7, b as u64);
+                let _ = (a, p, q);
+                let host = call_with!(host_sse $name, a, b, p, q, m, $kind);
+                let soft = call_with!(soft_sse $name, a, b, p, q, m, $kind);
+                if host != soft {
+                    failures.push(format!("{} {p} {a:x} {b:x} mxcsr {m:x}: {host:x?} {soft:x?}", stringify!($name)));
+                    break;
+                }
+            }
+        )*};
+    }
+    all!("predicate": cmpps cmpss cmppd cmpsd);
+    all!("ordered": comiss comisd ucomiss ucomisd);
+    all!("from": cvtsi2ss_d cvtsi2ss_q cvtsi2sd_d cvtsi2sd_q);
+    all!("to": cvtss2si_d cvtss2si_q cvtsd2si_d cvtsd2si_q cvttss2si_d cvttss2si_q cvttsd2si_d cvttsd2si_q);
+    assert!(failures.is_empty(), "{}", failures.join("\n"));
+}
