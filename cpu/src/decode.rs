@@ -12,6 +12,7 @@ use crate::kernels::*;
 use crate::state::{gpr, seg};
 use iced_x86::{Code, Instruction, Mnemonic as M, OpKind, Register};
 
+
 /// Handlers of a kernel by form (see [`form`]) and width (1, 2, 4, 8).
 pub type Forms = [[Handler; 4]; 7];
 
@@ -218,7 +219,10 @@ fn operands(x: &Instruction, key: BlockKey) -> Insn {
 pub const NO_MEMORY: u8 = 0xFF;
 
 fn memory_operand(x: &Instruction, n: u32, kind: OpKind, key: BlockKey, i: &mut Insn) {
-    use OpKind::*;
+    use OpKind::{
+        Memory, MemoryESDI, MemoryESEDI, MemoryESRDI, MemorySegDI, MemorySegEDI, MemorySegESI, MemorySegRDI,
+        MemorySegRSI, MemorySegSI,
+    };
     if i.mem_op == NO_MEMORY {
         i.mem_op = n as u8;
     }

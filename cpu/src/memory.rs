@@ -9,7 +9,7 @@ use crate::fault::{Exit, vector};
 use crate::insn::{Insn, prefix};
 use crate::mmu::Access;
 use crate::ram::{self, PAGE};
-use crate::state::{RFlags, attr, cr0, gpr, seg};
+use crate::state::{RFlags, Segment, attr, cr0, gpr, seg};
 use crate::tlb::{Class, hits};
 use crate::{Vcpu, bus::Page};
 
@@ -54,10 +54,19 @@ impl Vcpu {
         if self.state.code64() {
             return Ok(offset.wrapping_add(s.base));
         }
+        if let Some(address) = self.segment_linear(&s, offset, size, write) {
+            return Ok(address);
+        }
+        let stack = usize::from(segment) == seg::SS;
+        Err(self.raise_code(if stack { vector::SS } else { vector::GP }, 0))
+    }
+
+    /// The checks of [`Vcpu::checked_linear`] outside 64-bit mode for a segment that may not be loaded yet.
+    pub fn segment_linear(&self, s: &Segment, offset: u64, size: u32, write: bool) -> Option<u64> {
         let real = self.state.real_or_v86();
         let code = s.attributes & attr::CODE != 0;
-        let typed = real
-            || s.usable() && if write { !code && s.has(attr::RW) } else { !code || s.has(attr::RW) };
+        let typed =
+            real || s.usable() && if write { !code && s.has(attr::RW) } else { !code || s.has(attr::RW) };
         let last = offset.wrapping_add(u64::from(size) - 1);
         let expand_down = !real && !code && s.has(attr::EC);
         let within = if expand_down {
@@ -66,11 +75,7 @@ impl Vcpu {
         } else {
             last <= u64::from(s.limit)
         };
-        if typed && within {
-            return Ok(s.base.wrapping_add(offset) & 0xFFFF_FFFF);
-        }
-        let stack = usize::from(segment) == seg::SS;
-        Err(self.raise_code(if stack { vector::SS } else { vector::GP }, 0))
+        (typed && within).then(|| s.base.wrapping_add(offset) & 0xFFFF_FFFF)
     }
 
     /// Loads `S` bytes (1, 2, 4, 8) at a linear address. `segment` decides between #GP and #SS.
@@ -231,10 +236,10 @@ impl Vcpu {
     }
 
     /// Host address of a 16-byte aligned place in RAM, checked for write (CMPXCHG16B). None: not RAM.
-    pub fn host_for_write_16(&mut self, segment: u8, address: u64) -> Result<Option<*mut u8>, Exit> {
+    pub fn host_for_write_16(&mut self, segment: u8, address: u64) -> Result<Option<HostPlace>, Exit> {
         let place = self.place_slow(segment, address, 16)?;
         if !place.host.is_null() {
-            return Ok(Some(place.host));
+            return Ok(Some(HostPlace(place.host)));
         }
         let Page::Ram { offset, writable: true } = self.physical_page(place.first) else { return Ok(None) };
         let at = offset | place.first % PAGE;
@@ -242,7 +247,7 @@ impl Vcpu {
             self.code_written();
         }
         // SAFETY: the page pointer is inside guest RAM and the offset inside the page.
-        Ok(self.ram.page_pointer(at).map(|page| unsafe { page.add((at % PAGE) as usize) }))
+        Ok(self.ram.page_pointer(at).map(|page| HostPlace(unsafe { page.add((at % PAGE) as usize) })))
     }
 
     /// A read by the processor itself: descriptor tables, TSS (an implicit supervisor access).
@@ -435,3 +440,16 @@ fn crosses(address: u64, size: u32) -> bool {
 pub fn canonical(address: u64) -> bool {
     ((address as i64) << 16 >> 16) as u64 == address
 }
+
+/// [`ram::compare_exchange_16`] on a place from [`Vcpu::host_for_write_16`]; returns what was there.
+pub(crate) fn compare_exchange_16(host: HostPlace, old: u128, new: u128) -> u128 {
+    // SAFETY: the place was checked for 16 aligned bytes of guest RAM.
+    match unsafe { ram::compare_exchange_16(host.0, old, new) } {
+        Ok(()) => old,
+        Err(now) => now,
+    }
+}
+
+/// A checked host address of 16 aligned bytes of guest RAM.
+#[derive(Clone, Copy)]
+pub struct HostPlace(*mut u8);

@@ -1,0 +1,130 @@
+//! CPUID (SDM Vol. 2, "CPUID").
+
+use crate::Vcpu;
+use crate::fault::Exit;
+use crate::insn::{Insn, W};
+use crate::mmu::MAXPHYADDR;
+use crate::model::{ecx1, edx1};
+use crate::state::{cr4, gpr};
+
+/// XCR0 bits that exist: x87 and SSE.
+pub const XCR0_BITS: u64 = 3;
+
+/// Size of the XSAVE area for the components of XCR0: legacy region and header.
+const XSAVE_SIZE: u32 = 512 + 64;
+
+/// CPUID.
+pub fn cpuid(v: &mut Vcpu, _: &Insn) -> Result<(), Exit> {
+    let (leaf, sub) = (v.state.gpr[gpr::RAX] as u32, v.state.gpr[gpr::RCX] as u32);
+    let [a, b, c, d] = v.cpuid(leaf, sub);
+    v.put_reg(W::D, gpr::RAX as u8, u64::from(a));
+    v.put_reg(W::D, gpr::RBX as u8, u64::from(b));
+    v.put_reg(W::D, gpr::RCX as u8, u64::from(c));
+    v.put_reg(W::D, gpr::RDX as u8, u64::from(d));
+    Ok(())
+}
+
+fn words(bytes: &[u8]) -> impl Iterator<Item = u32> + '_ {
+    bytes.chunks(4).map(|c| {
+        let mut word = [0; 4];
+        word[..c.len()].copy_from_slice(c);
+        u32::from_le_bytes(word)
+    })
+}
+
+impl Vcpu {
+    /// EAX, EBX, ECX, EDX of a leaf.
+    pub fn cpuid(&self, leaf: u32, sub: u32) -> [u32; 4] {
+        let m = &self.model;
+        let f = &m.features;
+        const MAX: u32 = 0x16;
+        const MAX_EXTENDED: u32 = 0x8000_0008;
+        // Above the last leaf Intel's processors answer with the last basic one.
+        let leaf = match leaf {
+            0..=MAX | 0x4000_0000 | 0x8000_0000..=MAX_EXTENDED => leaf,
+            _ => MAX,
+        };
+        let id = self.bus.apic_id(self.id);
+        let cpus = self.bus.cpu_count() as u32;
+        match leaf {
+            0 => {
+                let mut w = words(&m.vendor);
+                let mut next = || w.next().unwrap_or(0);
+                let (b, d, c) = (next(), next(), next());
+                [MAX, b, c, d]
+            }
+            1 => {
+                let osxsave = if self.state.cr4 & cr4::OSXSAVE != 0 { ecx1::OSXSAVE } else { 0 };
+                let htt = if cpus > 1 { edx1::HTT } else { 0 };
+                let ebx = id << 24 | cpus.min(255) << 16 | 8 << 8;
+                let apic = match self.bus.read_apic_msr(self.id, 0x1B) {
+                    Some(Ok(base)) if base & 1 << 11 != 0 => !0,
+                    _ => !edx1::APIC,
+                };
+                [m.signature, ebx, f.leaf1_ecx | osxsave, (f.leaf1_edx | htt) & apic]
+            }
+            // 64-byte lines, 32 KiB L1, 4 MiB L3: descriptors say "see leaf 4".
+            2 => [0x00FF_FF01, 0, 0, 0],
+            4 => cache(sub, cpus),
+            5 => [64, 64, 3, 0],
+            6 => [1 << 2, 0, 0, 0],
+            7 if sub == 0 => [0, f.leaf7_ebx, f.leaf7_ecx, f.leaf7_edx],
+            0xB => match sub {
+                0 => [0, 1, 1 << 8, id],
+                1 => [32 - (cpus - 1).leading_zeros().min(31) , cpus, 2 << 8 | 1, id],
+                _ => [0, 0, sub & 0xFF, id],
+            },
+            0xD => match sub {
+                0 => [XCR0_BITS as u32, XSAVE_SIZE, XSAVE_SIZE, 0],
+                1 => [f.xsave_eax, 0, 0, 0],
+                _ => [0; 4],
+            },
+            // TSC = 1 GHz crystal; processor base frequency.
+            0x15 => [1, 1, 1_000_000_000, 0],
+            0x16 => [1000, 1000, 1000, 0],
+            0x4000_0000 => {
+                let mut w = words(b"TrimaranTrim");
+                let mut next = || w.next().unwrap_or(0);
+                [0x4000_0000, next(), next(), next()]
+            }
+            0x8000_0000 => [MAX_EXTENDED, 0, 0, 0],
+            0x8000_0001 => {
+                // SYSCALL exists in 64-bit mode only.
+                let syscall = if self.state.code64() { !0 } else { !crate::model::ext1::SYSCALL };
+                [0, 0, f.ext1_ecx, f.ext1_edx & syscall]
+            }
+            0x8000_0002..=0x8000_0004 => {
+                let mut text = [0; 48];
+                let n = m.brand.len().min(47);
+                text[..n].copy_from_slice(&m.brand.as_bytes()[..n]);
+                let at = (leaf - 0x8000_0002) as usize * 16;
+                let w: Vec<u32> = words(&text[at..at + 16]).collect();
+                [w[0], w[1], w[2], w[3]]
+            }
+            0x8000_0006 => [0, 0, 512 << 16 | 6 << 12 | 64, 0],
+            // Invariant TSC.
+            0x8000_0007 => [0, 0, 0, 1 << 8],
+            0x8000_0008 => [MAXPHYADDR | 48 << 8, 0, 0, 0],
+            _ => [0; 4],
+        }
+    }
+}
+
+/// Leaf 4: deterministic cache parameters.
+fn cache(sub: u32, cpus: u32) -> [u32; 4] {
+    // Type, level, ways, sets.
+    let (kind, level, ways, sets, shared) = match sub {
+        0 => (1, 1, 8, 64, 1),
+        1 => (2, 1, 8, 64, 1),
+        2 => (3, 2, 8, 1024, 1),
+        3 => (3, 3, 16, 4096, cpus),
+        _ => return [0; 4],
+    };
+    let cores = cpus.next_power_of_two().min(64) - 1;
+    [
+        kind | level << 5 | 1 << 8 | (shared.next_power_of_two() - 1) << 14 | cores << 26,
+        (ways - 1) << 22 | 63,
+        sets - 1,
+        0,
+    ]
+}

@@ -1,0 +1,89 @@
+//! SYSCALL, SYSRET, SYSENTER, SYSEXIT (SDM Vol. 3, "Performing Fast Calls to System Procedures").
+
+use super::call_far::set_code;
+use crate::Vcpu;
+use crate::fault::Exit;
+use crate::insn::Insn;
+use crate::memory::canonical;
+use crate::state::{RFlags, Segment, attr, efer, gpr, seg};
+
+/// A flat code segment.
+fn code(selector: u16, dpl: u16, long: bool) -> Segment {
+    let size = if long { attr::L } else { attr::DB };
+    let attributes = attr::P | attr::S | attr::CODE | attr::RW | attr::A | attr::G | size | dpl << 5;
+    Segment { selector, attributes, limit: !0, base: 0 }
+}
+
+/// A flat stack segment.
+fn stack(selector: u16, dpl: u16) -> Segment {
+    let attributes = attr::P | attr::S | attr::RW | attr::A | attr::G | attr::DB | dpl << 5;
+    Segment { selector, attributes, limit: !0, base: 0 }
+}
+
+/// SYSCALL. Only in 64-bit mode, as on Intel's processors.
+pub fn syscall(v: &mut Vcpu, _: &Insn) -> Result<(), Exit> {
+    v.require(v.state.code64() && v.state.msr.efer & efer::SCE != 0)?;
+    let flags = v.rflags();
+    let m = &v.state.msr;
+    let (star, target, mask) = (m.star, m.lstar, m.sfmask);
+    v.state.gpr[gpr::RCX] = v.state.gpr[gpr::RIP];
+    v.state.gpr[11] = (flags - RFlags::RF).bits();
+    let selector = (star >> 32) as u16 & 0xFFFC;
+    set_code(v, code(selector, 0, true), 0, target);
+    v.set_segment(seg::SS, stack(selector.wrapping_add(8), 0));
+    v.set_rflags(RFlags::from_bits_retain(flags.bits() & !mask) - RFlags::RF);
+    Err(Exit::Leave)
+}
+
+/// SYSRET to 64-bit (REX.W) or compatibility mode.
+pub fn sysret(v: &mut Vcpu, i: &Insn) -> Result<(), Exit> {
+    v.require(v.state.code64() && v.state.msr.efer & efer::SCE != 0)?;
+    v.require_cpl0()?;
+    let long = i.code == iced_x86::Code::Sysretq;
+    let target = v.state.gpr[gpr::RCX];
+    if long && !canonical(target) {
+        return Err(v.protection());
+    }
+    let base = (v.state.msr.star >> 48) as u16;
+    let selector = if long { base.wrapping_add(16) } else { base } | 3;
+    let flags = RFlags::from_bits_retain(v.state.gpr[11] & 0x3C_7FD7);
+    set_code(v, code(selector, 3, long), 3, if long { target } else { target & 0xFFFF_FFFF });
+    v.set_segment(seg::SS, stack(base.wrapping_add(8) | 3, 3));
+    v.set_rflags(flags);
+    Err(Exit::Leave)
+}
+
+/// SYSENTER.
+pub fn sysenter(v: &mut Vcpu, _: &Insn) -> Result<(), Exit> {
+    let selector = v.state.msr.sysenter_cs as u16 & 0xFFFC;
+    if !v.state.protected() || selector == 0 {
+        return Err(v.protection());
+    }
+    let long = v.state.long_mode();
+    let (rip, rsp) = (v.state.msr.sysenter_eip, v.state.msr.sysenter_esp);
+    let flags = v.rflags() - RFlags::VM - RFlags::IF - RFlags::RF;
+    v.set_rflags(flags);
+    set_code(v, code(selector, 0, long), 0, if long { rip } else { rip & 0xFFFF_FFFF });
+    v.set_segment(seg::SS, stack(selector.wrapping_add(8), 0));
+    v.state.gpr[gpr::RSP] = if long { rsp } else { rsp & 0xFFFF_FFFF };
+    Err(Exit::Leave)
+}
+
+/// SYSEXIT to 64-bit (REX.W) or 32-bit code.
+pub fn sysexit(v: &mut Vcpu, i: &Insn) -> Result<(), Exit> {
+    let base = v.state.msr.sysenter_cs as u16 & 0xFFFC;
+    if !v.state.protected() || base == 0 || v.state.cpl != 0 {
+        return Err(v.protection());
+    }
+    let long = i.code == iced_x86::Code::Sysexitq;
+    let (rip, rsp) = (v.state.gpr[gpr::RDX], v.state.gpr[gpr::RCX]);
+    if long && (!canonical(rip) || !canonical(rsp)) {
+        return Err(v.protection());
+    }
+    let step = if long { 32 } else { 16 };
+    let mask = if long { !0 } else { 0xFFFF_FFFF };
+    set_code(v, code(base.wrapping_add(step) | 3, 3, long), 3, rip & mask);
+    v.set_segment(seg::SS, stack(base.wrapping_add(step + 8) | 3, 3));
+    v.state.gpr[gpr::RSP] = rsp & mask;
+    Err(Exit::Leave)
+}

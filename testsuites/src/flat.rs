@@ -1,0 +1,108 @@
+//! The smallest machine a processor runs in: RAM from address 0, no devices, ports that can be scripted.
+
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering::SeqCst};
+use std::sync::{Arc, Mutex};
+use trimaran_cpu::bus::{Bus, GeneralProtection, Page};
+use trimaran_cpu::model::Model;
+use trimaran_cpu::ram::Ram;
+use trimaran_cpu::shared::{CodeFence, attention};
+use trimaran_cpu::{Vcpu, VcpuConfig};
+
+/// See the head of this file. Port writes are logged; reads of any port give all ones.
+pub struct FlatBus {
+    ram_bytes: u64,
+    /// (port, size, value) of every OUT.
+    pub written: Mutex<Vec<(u16, u8, u32)>>,
+    /// Vector that the next INTA gives.
+    pub interrupt: AtomicU32,
+    fence: Arc<CodeFence>,
+    clock: AtomicU64,
+    /// Range of physical addresses that is MMIO: reads give the address, writes are logged as port 0xFFFF.
+    pub mmio: std::ops::Range<u64>,
+}
+
+impl FlatBus {
+    /// Requests an interrupt with `vector`.
+    pub fn raise(&self, vector: u8) {
+        self.interrupt.store(u32::from(vector), SeqCst);
+        self.fence.vcpus[0].raise(attention::INTR);
+    }
+}
+
+impl Bus for FlatBus {
+    fn page(&self, address: u64, _smm: bool) -> Page {
+        if address < self.ram_bytes && !self.mmio.contains(&address) {
+            Page::Ram { offset: address & !0xFFF, writable: true }
+        } else {
+            Page::Mmio
+        }
+    }
+    fn mmio_read(&self, _cpu: usize, address: u64, size: u8) -> u64 {
+        let value = if self.mmio.contains(&address) { address } else { u64::MAX };
+        if size >= 8 { value } else { value & ((1 << (size * 8)) - 1) }
+    }
+    fn mmio_write(&self, _cpu: usize, _address: u64, size: u8, value: u64) {
+        if let Ok(mut log) = self.written.lock() {
+            log.push((0xFFFF, size, value as u32));
+        }
+    }
+    fn port_read(&self, _cpu: usize, _port: u16, size: u8) -> u32 {
+        if size >= 4 { u32::MAX } else { (1 << (size * 8)) - 1 }
+    }
+    fn port_write(&self, _cpu: usize, port: u16, size: u8, value: u32) {
+        if let Ok(mut log) = self.written.lock() {
+            log.push((port, size, value));
+        }
+    }
+    fn acknowledge_interrupt(&self, cpu: usize) -> Option<u8> {
+        self.fence.vcpus[cpu].clear(attention::INTR);
+        Some(self.interrupt.load(SeqCst) as u8)
+    }
+    fn clock(&self, _cpu: usize) -> u64 {
+        self.clock.fetch_add(1, SeqCst)
+    }
+    fn read_apic_msr(&self, _cpu: usize, _index: u32) -> Option<Result<u64, GeneralProtection>> {
+        None
+    }
+    fn write_apic_msr(&self, _cpu: usize, _index: u32, _value: u64) -> Option<Result<(), GeneralProtection>> {
+        None
+    }
+    fn task_priority(&self, _cpu: usize) -> u8 {
+        0
+    }
+    fn set_task_priority(&self, _cpu: usize, _class: u8) {}
+    fn random(&self) -> u64 {
+        4
+    }
+    fn x87_error(&self, _cpu: usize) {}
+}
+
+/// A processor on a [`FlatBus`].
+pub struct Flat {
+    pub vcpu: Vcpu,
+    pub bus: Arc<FlatBus>,
+    pub ram: Arc<Ram>,
+}
+
+impl Flat {
+    /// A processor of the default model with `ram_bytes` of RAM.
+    pub fn new(ram_bytes: u64) -> Self {
+        Self::with_mmio(ram_bytes, 0..0)
+    }
+
+    pub fn with_mmio(ram_bytes: u64, mmio: std::ops::Range<u64>) -> Self {
+        let ram = Arc::new(Ram::anonymous(ram_bytes));
+        let fence = CodeFence::new(1);
+        let bus = Arc::new(FlatBus {
+            ram_bytes,
+            written: Mutex::default(),
+            interrupt: AtomicU32::new(0),
+            fence: fence.clone(),
+            clock: AtomicU64::new(0),
+            mmio,
+        });
+        let model = Arc::new(Model::default());
+        let vcpu = Vcpu::new(VcpuConfig { id: 0, model, ram: ram.clone(), bus: bus.clone(), fence });
+        Flat { vcpu, bus, ram }
+    }
+}
