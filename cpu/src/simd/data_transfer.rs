@@ -51,9 +51,9 @@ pub fn handler(x: &Instruction, i: &mut Insn) -> Option<Handler> {
         M::Maskmovq => handler!(maskmovq),
         M::Maskmovdqu => handler!(maskmovdqu),
         M::Pmovmskb if is_mmx(x) => handler!(pmovmskb_mmx),
-        M::Pmovmskb => handler!(|v, i| move_mask::<8>(v, i)),
-        M::Movmskps => handler!(|v, i| move_mask::<32>(v, i)),
-        M::Movmskpd => handler!(|v, i| move_mask::<64>(v, i)),
+        M::Pmovmskb => handler!(move_mask::<8>),
+        M::Movmskps => handler!(move_mask::<32>),
+        M::Movmskpd => handler!(move_mask::<64>),
         M::Emms => handler!(emms),
         _ => return None,
     })

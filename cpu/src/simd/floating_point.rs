@@ -73,11 +73,7 @@ pub(super) use float_imm;
 
 /// DPPS, DPPD: each step is an operation with exceptions of its own; those of the sums arise only when the
 /// products raise none.
-fn dot_product(
-    v: &mut Vcpu,
-    i: &Insn,
-    f: fn(u8, u128, u128, &mut dyn FnMut(operands::Operation, u128, u128) -> u128) -> u128,
-) -> Result<(), Exit> {
+fn dot_product(v: &mut Vcpu, i: &Insn, f: fn(u8, u128, u128, Step<'_>) -> u128) -> Result<(), Exit> {
     v.check_sse()?;
     let b = v.xmm_source::<16>(i)?;
     let (a, mxcsr) = (v.xmm(i.r0), v.state.mxcsr);

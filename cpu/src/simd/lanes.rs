@@ -17,18 +17,19 @@ macro_rules! lane {
             const COUNT: usize = 16 / size_of::<$t>();
             #[inline(always)]
             fn split(x: u128) -> Self::Array {
-                let bytes = x.to_le_bytes();
-                std::array::from_fn(|n| {
-                    $t::from_le_bytes(std::array::from_fn(|k| bytes[n * size_of::<$t>() + k]))
-                })
+                let mut lanes = [0; 16 / size_of::<$t>()];
+                for (n, lane) in lanes.iter_mut().enumerate() {
+                    *lane = (x >> (n as u32 * $t::BITS)) as $t;
+                }
+                lanes
             }
             #[inline(always)]
             fn join(lanes: Self::Array) -> u128 {
-                let mut bytes = [0; 16];
-                for (place, lane) in bytes.chunks_exact_mut(size_of::<$t>()).zip(lanes) {
-                    place.copy_from_slice(&lane.to_le_bytes());
+                let mut r = 0;
+                for (n, &lane) in lanes.iter().enumerate() {
+                    r |= (lane as u128 & (!0 >> (128 - $t::BITS))) << (n as u32 * $t::BITS);
                 }
-                u128::from_le_bytes(bytes)
+                r
             }
         }
     )*};
@@ -88,6 +89,34 @@ pub fn get(x: u128, n: u32, bits: u32) -> u64 {
 pub fn put(x: u128, n: u32, bits: u32, value: u64) -> u128 {
     let ones = u128::from(!0u64 >> (64 - bits)) << (n * bits);
     x & !ones | u128::from(value) << (n * bits) & ones
+}
+
+/// The top bit of each lane of `BITS` bits.
+const fn tops<const BITS: u32>() -> u128 {
+    (u128::MAX / (!0 >> (128 - BITS))) << (BITS - 1)
+}
+
+/// Sums of all lanes at once: the top bits are added apart, so that no carry leaves a lane. (Compilers make this
+/// of scalar registers; a loop over lanes costs them four times as much.)
+#[inline(always)]
+pub fn add<const BITS: u32>(a: u128, b: u128) -> u128 {
+    let tops = tops::<BITS>();
+    (a & !tops).wrapping_add(b & !tops) ^ (a ^ b) & tops
+}
+
+/// Differences, likewise.
+#[inline(always)]
+pub fn sub<const BITS: u32>(a: u128, b: u128) -> u128 {
+    let tops = tops::<BITS>();
+    (a | tops).wrapping_sub(b & !tops) ^ !(a ^ b) & tops
+}
+
+/// Masks of equal lanes, likewise.
+#[inline(always)]
+pub fn equal<const BITS: u32>(a: u128, b: u128) -> u128 {
+    let (tops, x) = (tops::<BITS>(), a ^ b);
+    let equal = !((x & !tops).wrapping_add(!tops) | x) & tops;
+    equal | (equal - (equal >> (BITS - 1)))
 }
 
 /// The low 64 bits.

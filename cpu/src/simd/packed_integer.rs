@@ -1,6 +1,6 @@
 //! Packed arithmetic, comparison and the odd sums.
 
-use super::lanes::{Lane, each, get, map, mask, pair};
+use super::lanes::{Lane, add, each, equal, get, map, mask, pair, sub};
 use super::operands::{both, handler, sized, xmm};
 use super::string_compare::set_flags;
 use crate::Vcpu;
@@ -12,18 +12,18 @@ use iced_x86::{Instruction, Mnemonic as M};
 /// The table of this file.
 pub fn handler(x: &Instruction) -> Option<Handler> {
     Some(match x.mnemonic() {
-        M::Paddb => both!(x, |a, b| each(a, b, u8::wrapping_add)),
-        M::Paddw => both!(x, |a, b| each(a, b, u16::wrapping_add)),
-        M::Paddd => both!(x, |a, b| each(a, b, u32::wrapping_add)),
-        M::Paddq => both!(x, |a, b| each(a, b, u64::wrapping_add)),
+        M::Paddb => both!(x, add::<8>),
+        M::Paddw => both!(x, add::<16>),
+        M::Paddd => both!(x, add::<32>),
+        M::Paddq => both!(x, add::<64>),
         M::Paddsb => both!(x, |a, b| each(a, b, i8::saturating_add)),
         M::Paddsw => both!(x, |a, b| each(a, b, i16::saturating_add)),
         M::Paddusb => both!(x, |a, b| each(a, b, u8::saturating_add)),
         M::Paddusw => both!(x, |a, b| each(a, b, u16::saturating_add)),
-        M::Psubb => both!(x, |a, b| each(a, b, u8::wrapping_sub)),
-        M::Psubw => both!(x, |a, b| each(a, b, u16::wrapping_sub)),
-        M::Psubd => both!(x, |a, b| each(a, b, u32::wrapping_sub)),
-        M::Psubq => both!(x, |a, b| each(a, b, u64::wrapping_sub)),
+        M::Psubb => both!(x, sub::<8>),
+        M::Psubw => both!(x, sub::<16>),
+        M::Psubd => both!(x, sub::<32>),
+        M::Psubq => both!(x, sub::<64>),
         M::Psubsb => both!(x, |a, b| each(a, b, i8::saturating_sub)),
         M::Psubsw => both!(x, |a, b| each(a, b, i16::saturating_sub)),
         M::Psubusb => both!(x, |a, b| each(a, b, u8::saturating_sub)),
@@ -51,10 +51,10 @@ pub fn handler(x: &Instruction) -> Option<Handler> {
         M::Mpsadbw => xmm!(imm 16, mpsadbw),
         M::Phminposuw => xmm!(|_, b| minimum_position(b)),
 
-        M::Pcmpeqb => both!(x, |a, b| mask(a, b, |a: u8, b| a == b)),
-        M::Pcmpeqw => both!(x, |a, b| mask(a, b, |a: u16, b| a == b)),
-        M::Pcmpeqd => both!(x, |a, b| mask(a, b, |a: u32, b| a == b)),
-        M::Pcmpeqq => xmm!(|a, b| mask(a, b, |a: u64, b| a == b)),
+        M::Pcmpeqb => both!(x, equal::<8>),
+        M::Pcmpeqw => both!(x, equal::<16>),
+        M::Pcmpeqd => both!(x, equal::<32>),
+        M::Pcmpeqq => xmm!(equal::<64>),
         M::Pcmpgtb => both!(x, |a, b| mask(a, b, |a: i8, b| a > b)),
         M::Pcmpgtw => both!(x, |a, b| mask(a, b, |a: i16, b| a > b)),
         M::Pcmpgtd => both!(x, |a, b| mask(a, b, |a: i32, b| a > b)),

@@ -22,9 +22,9 @@ pub fn handler(x: &Instruction) -> Option<Handler> {
         M::Packusdw => xmm!(|a, b| halves(a, b, 16, |x| narrow::<i32>(x, |d| d.clamp(0, 0xFFFF)))),
 
         // The low forms of MMX read only 32 bits of memory.
-        M::Punpcklbw if is_mmx(x) => mmx!(4, |a, b| interleave::<u8>(a, b)),
-        M::Punpcklwd if is_mmx(x) => mmx!(4, |a, b| interleave::<u16>(a, b)),
-        M::Punpckldq if is_mmx(x) => mmx!(4, |a, b| interleave::<u32>(a, b)),
+        M::Punpcklbw if is_mmx(x) => mmx!(4, interleave::<u8>),
+        M::Punpcklwd if is_mmx(x) => mmx!(4, interleave::<u16>),
+        M::Punpckldq if is_mmx(x) => mmx!(4, interleave::<u32>),
         M::Punpcklbw => xmm!(interleave::<u8>),
         M::Punpcklwd => xmm!(interleave::<u16>),
         M::Punpckldq | M::Unpcklps => xmm!(interleave::<u32>),
@@ -35,7 +35,7 @@ pub fn handler(x: &Instruction) -> Option<Handler> {
         M::Unpckhps => xmm!(|a, b| interleave::<u32>(a >> 64, b >> 64)),
         M::Punpckhqdq | M::Unpckhpd => xmm!(|a, b| interleave::<u64>(a >> 64, b >> 64)),
 
-        M::Pshufb => sized!(x, |a, b, size| shuffle_bytes(a, b, size)),
+        M::Pshufb => sized!(x, shuffle_bytes),
         M::Pshufd => xmm!(imm 16, |_, b, imm| select::<32>(b, b, imm)),
         M::Pshuflw => xmm!(imm 16, |_, b: u128, imm| pair(select::<16>(b, b, imm) as u64, (b >> 64) as u64)),
         M::Pshufhw => xmm!(imm 16, |_, b: u128, imm| {

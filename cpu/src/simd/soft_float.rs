@@ -256,6 +256,7 @@ impl Env {
     }
 
     pub fn div(&mut self, f: Format, a: u64, b: u64) -> u64 {
+        let flags = self.flags;
         let (x, y) = match self.operands(f, a, b) {
             Ok(pair) => pair,
             Err(nan) => return nan,
@@ -266,7 +267,8 @@ impl Env {
             (Infinite, _) => f.signed(sign, f.infinity()),
             (_, Infinite) | (Zero, _) => f.signed(sign, 0),
             (_, Zero) => {
-                self.flags |= ZE;
+                // Hides that the dividend is a denormal.
+                self.flags = flags | ZE;
                 f.signed(sign, f.infinity())
             }
             (Finite(e_x, s_x), Finite(e_y, s_y)) => {
@@ -353,7 +355,7 @@ impl Env {
         }
     }
 
-    pub fn from_integer(&mut self, f: Format, value: i64) -> u64 {
+    pub fn integer(&mut self, f: Format, value: i64) -> u64 {
         if value == 0 {
             return 0;
         }
@@ -361,7 +363,7 @@ impl Env {
     }
 
     /// Converts to a signed integer of 32 or 64 bits; what does not fit is invalid and gives the least one.
-    pub fn to_integer(&mut self, f: Format, a: u64, bits: u32, truncate: bool) -> u64 {
+    pub fn round_to(&mut self, f: Format, a: u64, bits: u32, truncate: bool) -> u64 {
         let indefinite = 1u64 << (bits - 1);
         let rounding = if truncate { 3 } else { self.rounding() };
         let x = self.unpack(f, a);
@@ -404,7 +406,7 @@ impl Env {
                 }
                 let flags = self.flags;
                 // Exact: the integer has no more bits than the fraction.
-                let r = self.from_integer(f, magnitude as i64);
+                let r = self.integer(f, magnitude as i64);
                 self.flags = flags;
                 f.signed(x.sign, r)
             }

@@ -176,12 +176,12 @@ macro_rules! conversions {
 conversions! {
     cvtps2pd (32, 64, 2), |e, x| e.convert(SINGLE, DOUBLE, x);
     cvtpd2ps (64, 32, 2), |e, x| e.convert(DOUBLE, SINGLE, x);
-    cvtdq2ps (32, 32, 4), |e, x| e.from_integer(SINGLE, i64::from(x as i32));
-    cvtdq2pd (32, 64, 2), |e, x| e.from_integer(DOUBLE, i64::from(x as i32));
-    cvtps2dq (32, 32, 4), |e, x| e.to_integer(SINGLE, x, 32, false);
-    cvttps2dq (32, 32, 4), |e, x| e.to_integer(SINGLE, x, 32, true);
-    cvtpd2dq (64, 32, 2), |e, x| e.to_integer(DOUBLE, x, 32, false);
-    cvttpd2dq (64, 32, 2), |e, x| e.to_integer(DOUBLE, x, 32, true);
+    cvtdq2ps (32, 32, 4), |e, x| e.integer(SINGLE, i64::from(x as i32));
+    cvtdq2pd (32, 64, 2), |e, x| e.integer(DOUBLE, i64::from(x as i32));
+    cvtps2dq (32, 32, 4), |e, x| e.round_to(SINGLE, x, 32, false);
+    cvttps2dq (32, 32, 4), |e, x| e.round_to(SINGLE, x, 32, true);
+    cvtpd2dq (64, 32, 2), |e, x| e.round_to(DOUBLE, x, 32, false);
+    cvttpd2dq (64, 32, 2), |e, x| e.round_to(DOUBLE, x, 32, true);
 }
 
 pub fn cvtss2sd(a: u128, b: u128, mxcsr: u32) -> (u128, u32) {
@@ -197,7 +197,7 @@ macro_rules! from_general {
     ($($name:ident $f:ident $t:ident;)*) => {$(
         pub fn $name(a: u128, b: u64, mxcsr: u32) -> (u128, u32) {
             let mut env = Env::new(mxcsr);
-            (put(a, 0, $f.bits, env.from_integer($f, i64::from(b as $t))), env.flags)
+            (put(a, 0, $f.bits, env.integer($f, i64::from(b as $t))), env.flags)
         }
     )*};
 }
@@ -212,7 +212,7 @@ macro_rules! to_general {
     ($($name:ident $f:ident $bits:literal $truncate:literal;)*) => {$(
         pub fn $name(b: u128, mxcsr: u32) -> (u64, u32) {
             let mut env = Env::new(mxcsr);
-            (env.to_integer($f, get(b, 0, $f.bits), $bits, $truncate), env.flags)
+            (env.round_to($f, get(b, 0, $f.bits), $bits, $truncate), env.flags)
         }
     )*};
 }
