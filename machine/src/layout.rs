@@ -24,13 +24,13 @@ pub const IOAPIC_VERSION: u8 = 0x11;
 pub const LAPIC_VERSION: u8 = 0x14;
 
 /// PIIX4 power management: PMBASE, as SeaBIOS programs it too.
-pub const PM_BASE: u16 = 0xB000;
+pub const PM_BASE: u16 = 0x600;
 pub const PM1A_EVT: u16 = PM_BASE;
 pub const PM1A_CNT: u16 = PM_BASE + 4;
 pub const PM_TMR: u16 = PM_BASE + 8;
 pub const PM_LENGTH: u8 = 0x40;
 /// PIIX4 SMBus: SMBBASE.
-pub const SMBUS_BASE: u16 = 0xB100;
+pub const SMBUS_BASE: u16 = 0x700;
 pub const GPE0: u16 = 0xAFE0;
 pub const GPE0_LENGTH: u8 = 4;
 /// APM control port; a write raises SMI.

@@ -1,5 +1,31 @@
-//! The PC around the processor: its address map, what firmware finds there, and boot without firmware.
+//! The PC around the processor: its chips and their wiring, the address maps, firmware, boot without firmware, the
+//! threads that run it, and saved states.
 
+mod board;
 pub mod boot;
+mod bus;
+mod chips;
+mod clock;
+mod config;
+mod consoles;
+mod control;
+mod direct;
+pub mod firmware;
 pub mod layout;
+mod machine;
+pub mod media;
+mod memory;
+mod memory_map;
+mod ports;
+mod random;
+mod supervisor;
 pub mod tables;
+mod timers;
+mod vcpus;
+mod wiring;
+
+pub use config::{IdeDrive, MachineConfig, MachineError};
+pub use consoles::{Console, Sink};
+pub use control::Outcome;
+pub use machine::{Machine, Stats};
+pub use trimaran_devices as devices;

@@ -1,0 +1,196 @@
+//! The threads that run the vCPUs: one each, or one for all in a deterministic machine.
+
+use crate::board::Board;
+use crate::chips::{NEVER, locked};
+use crate::control::Request;
+use serde::{Deserialize, Serialize};
+use std::io;
+use std::sync::atomic::{AtomicU64, Ordering::*};
+use std::sync::{Arc, Mutex, MutexGuard};
+use std::thread::{Builder, JoinHandle};
+use std::time::Duration;
+use trimaran_cpu::VcpuConfig;
+use trimaran_cpu::bus::Bus;
+use trimaran_cpu::engine::{Engine, EngineFactory, Stop};
+use trimaran_cpu::model::Model;
+use trimaran_cpu::shared::attention::{INIT, INTR, NMI, SIPI, SMI, STOP};
+use trimaran_cpu::state::{Activity, RFlags};
+
+/// Instructions that a vCPU runs before its thread looks around.
+const SLICE: u64 = 100_000_000;
+/// Instructions of a turn in a deterministic machine.
+const QUANTUM: u64 = 10_000;
+/// A vCPU in MWAIT looks at its line this often.
+const MWAIT_LOOK: Duration = Duration::from_millis(1);
+const WAKES: u32 = NMI | SMI | INIT | SIPI | STOP;
+
+/// Whose turn it is in a deterministic machine, and how many instructions of it are left.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Turn {
+    pub vcpu: usize,
+    pub left: u64,
+}
+
+/// The engines, and what the threads share.
+pub struct Vcpus {
+    engines: Box<[Mutex<Box<dyn Engine>>]>,
+    pub turn: Mutex<Turn>,
+    /// A deterministic machine stands when its clock reaches this.
+    pub stop_at: AtomicU64,
+}
+
+/// All engines of a machine whose vCPUs stand.
+pub type Engines<'a> = Vec<MutexGuard<'a, Box<dyn Engine>>>;
+
+impl Vcpus {
+    pub fn new(board: &Arc<Board>, factory: &dyn EngineFactory, model: &Arc<Model>) -> Self {
+        let engine = |id| {
+            let bus: Arc<dyn Bus> = board.clone();
+            let (ram, fence) = (board.memory.ram().clone(), board.fence.clone());
+            Mutex::new(factory.create(VcpuConfig { id, model: model.clone(), ram, bus, fence }))
+        };
+        Vcpus {
+            engines: (0..board.chips.lapics.len()).map(engine).collect(),
+            turn: Mutex::default(),
+            stop_at: AtomicU64::new(NEVER),
+        }
+    }
+
+    /// The engines; waits for those that run, so the vCPUs must have been paused.
+    pub fn engines(&self) -> Engines<'_> {
+        self.engines.iter().map(locked).collect()
+    }
+
+    /// Starts the threads; they stand until the machine lets them go.
+    pub fn spawn(self: &Arc<Self>, board: &Arc<Board>) -> io::Result<Vec<JoinHandle<()>>> {
+        let deterministic = board.control.deterministic_vcpu().is_some();
+        let threads = if deterministic { 1 } else { self.engines.len() };
+        let mut handles = Vec::new();
+        for n in 0..threads {
+            let (board, vcpus) = (board.clone(), self.clone());
+            board.control.thread_began();
+            let thread = Builder::new().name(format!("vcpu {n}"));
+            handles.push(thread.spawn(move || {
+                if deterministic {
+                    vcpus.run_all(&board);
+                } else {
+                    vcpus.run_one(&board, n);
+                }
+                board.control.thread_ended();
+            })?);
+        }
+        Ok(handles)
+    }
+
+    fn run_one(&self, board: &Board, n: usize) {
+        while board.control.stand() {
+            let mut engine = locked(&self.engines[n]);
+            match engine.run(SLICE) {
+                Stop::Budget | Stop::Asked => {}
+                Stop::Halted => {
+                    let state = engine.state();
+                    let wakes = wakes(state.activity, state.rflags);
+                    let waits = state.activity == Activity::MonitorWait;
+                    drop(engine);
+                    let shared = &board.fence.vcpus[n];
+                    let time = waits.then_some(MWAIT_LOOK);
+                    board.control.sleep(n, time, || shared.pending() & wakes != 0);
+                    if waits && shared.pending() & wakes == 0 {
+                        leave_mwait(&mut **locked(&self.engines[n]));
+                    }
+                }
+                Stop::Shutdown => {
+                    drop(engine);
+                    board.ask(Request::TripleFault);
+                }
+            }
+        }
+    }
+
+    /// The scheduler of a deterministic machine.
+    fn run_all(&self, board: &Board) {
+        while board.control.stand() {
+            let now = board.clock.now();
+            let stop_at = self.stop_at.load(Acquire);
+            if now >= stop_at {
+                self.stop_at.store(NEVER, Release);
+                board.control.hold();
+                continue;
+            }
+            let event = board.chips.earliest();
+            if event <= now {
+                board.run_events();
+                continue;
+            }
+            let until = event.min(stop_at);
+            match self.next_turn(board) {
+                Some(turn) => self.run_turn(board, turn, until),
+                None if until == NEVER => {
+                    // Only the host can go on from here.
+                    let awake = || (0..self.engines.len()).any(|n| self.runnable(board, n));
+                    board.control.sleep(0, None, || awake() || board.chips.earliest() != NEVER);
+                }
+                None => board.clock.set(until),
+            }
+        }
+    }
+
+    fn runnable(&self, board: &Board, n: usize) -> bool {
+        let mut engine = locked(&self.engines[n]);
+        let state = engine.state();
+        match state.activity {
+            Activity::Running | Activity::MonitorWait => true,
+            activity => board.fence.vcpus[n].pending() & wakes(activity, state.rflags) & !STOP != 0,
+        }
+    }
+
+    /// Goes on with the turn, or gives it to the next vCPU that can run.
+    fn next_turn(&self, board: &Board) -> Option<Turn> {
+        let mut turn = locked(&self.turn);
+        if turn.left == 0 || !self.runnable(board, turn.vcpu) {
+            let count = self.engines.len();
+            let next = (1..=count).map(|i| (turn.vcpu + i) % count);
+            let vcpu = next.into_iter().find(|&n| self.runnable(board, n))?;
+            *turn = Turn { vcpu, left: QUANTUM };
+        }
+        Some(*turn)
+    }
+
+    fn run_turn(&self, board: &Board, turn: Turn, until: u64) {
+        let mut engine = locked(&self.engines[turn.vcpu]);
+        let now = board.clock.now();
+        let before = engine.state().retired;
+        board.clock.begin_slice(turn.vcpu, before);
+        board.control.set_current(turn.vcpu);
+        let budget = turn.left.min(until - now);
+        board.timers.set_alarm(until);
+        let stop = engine.run(budget);
+        board.timers.set_alarm(0);
+        let used = engine.state().retired.saturating_sub(before);
+        if stop == Stop::Halted && engine.state().activity == Activity::MonitorWait {
+            leave_mwait(&mut **engine);
+        }
+        drop(engine);
+        let mut shared_turn = locked(&self.turn);
+        shared_turn.left = if stop == Stop::Halted { 0 } else { turn.left.saturating_sub(used) };
+        drop(shared_turn);
+        if stop == Stop::Shutdown {
+            board.ask(Request::TripleFault);
+        }
+    }
+}
+
+/// What wakes a vCPU that does not run.
+fn wakes(activity: Activity, flags: RFlags) -> u32 {
+    match activity {
+        Activity::WaitForSipi => INIT | SIPI | STOP,
+        _ if flags.contains(RFlags::IF) => WAKES | INTR,
+        _ => WAKES,
+    }
+}
+
+/// MWAIT may end at any time: the vCPU looks at its line itself.
+fn leave_mwait(engine: &mut dyn Engine) {
+    engine.state().activity = Activity::Running;
+    engine.state_changed();
+}
