@@ -89,9 +89,16 @@ pub struct DirectBoot {
     pub modules: Vec<Module>,
     /// The kernel's command line.
     pub append: String,
+    /// The guest that comes with the program; everything else is left aside then.
+    pub builtin: Option<crate::builtin::Image>,
 }
 
 impl DirectBoot {
+    /// Starts the guest that comes with the program.
+    pub fn builtin(image: crate::builtin::Image) -> Self {
+        DirectBoot { builtin: Some(image), ..DirectBoot::default() }
+    }
+
     /// All modules as multiboot and PVH count them: data and command line.
     fn all_modules(&self) -> Vec<(&[u8], &str)> {
         let first = self.initrd.iter().map(|data| (data.as_slice(), ""));
@@ -159,6 +166,9 @@ pub fn load(
     if ram < MIN_RAM {
         return Err(BootError::RamTooSmall { ram, need: MIN_RAM });
     }
+    if let Some(image) = &boot.builtin {
+        return load_builtin(image, memory, ram);
+    }
     let kind = detect(&boot.kernel)?;
     tracing::debug!(?kind, bytes = boot.kernel.len(), "direct boot");
     write_bios_data(memory)?;
@@ -168,6 +178,20 @@ pub fn load(
         Kind::Multiboot => multiboot::load(boot, image, memory, layout),
         Kind::Pvh => pvh::load(boot, image, memory, layout, rsdp),
     }
+}
+
+/// Puts the built-in guest where its code expects to be; it starts in real mode.
+fn load_builtin(
+    image: &crate::builtin::Image,
+    memory: &dyn GuestMemory,
+    ram: u64,
+) -> Result<BootRegisters, BootError> {
+    if ram < crate::builtin::MIN_RAM {
+        return Err(BootError::RamTooSmall { ram, need: crate::builtin::MIN_RAM });
+    }
+    write_bios_data(memory)?;
+    memory.write(image.load_at, &image.bytes)?;
+    Ok(BootRegisters::RealMode { cs: image.cs, cs_base: u64::from(image.cs) << 4, ip: image.ip })
 }
 
 /// The BIOS data area as POST leaves it: serial and parallel ports, EBDA segment, memory size, video mode 3.

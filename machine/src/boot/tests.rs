@@ -125,7 +125,13 @@ fn flat() -> Vec<u8> {
 }
 
 fn boot(kernel: Vec<u8>) -> DirectBoot {
-    DirectBoot { kernel, initrd: Some(vec![0x77; 5000]), modules: Vec::new(), append: "console=ttyS0".into() }
+    DirectBoot {
+        kernel,
+        initrd: Some(vec![0x77; 5000]),
+        modules: Vec::new(),
+        append: "console=ttyS0".into(),
+        builtin: None,
+    }
 }
 
 fn start(kernel: Vec<u8>) -> (Ram, BootRegisters) {
