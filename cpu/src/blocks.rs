@@ -117,8 +117,6 @@ pub(crate) struct Block {
     /// Second page of a block that crosses into it, or [`NONE`].
     pub page2: u32,
     pub generation2: u32,
-    /// Bytes that the block covers.
-    pub len: u16,
     /// The last two ways out.
     pub links: [Link; 2],
 }

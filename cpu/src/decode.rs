@@ -228,7 +228,7 @@ fn memory_operand(x: &Instruction, n: u32, kind: OpKind, key: BlockKey, i: &mut 
     }
     i.prefix |= prefix::MEMORY;
     let size = x.memory_size().size() as u8;
-    if n == 0 || i.w == 0 {
+    if n == 0 || i.w == 0 || x.is_string_instruction() {
         i.w = size;
     }
     i.asize = match kind {

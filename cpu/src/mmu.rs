@@ -165,6 +165,9 @@ impl Vcpu {
         let linear = address & !(PAGE - 1);
         let tag = |on: bool| if on { linear } else { no_tag(index) };
         let write = rights[1] && dirty && writable && !code;
+        if write {
+            self.tlb.note_writer(ram_page, index);
+        }
         let global = global && self.state.cr4 & cr4::PGE != 0;
         *self.tlb.entry_mut(class, address) = Entry {
             read: tag(rights[0]),

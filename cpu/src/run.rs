@@ -30,11 +30,14 @@ impl Vcpu {
     pub fn run(&mut self, budget: u64) -> Stop {
         self.budget = i64::try_from(budget).unwrap_or(i64::MAX);
         self.shared.parked.store(false, SeqCst);
+        if self.shared.pending() & att::DROP_WRITES != 0 {
+            self.tlb.drop_writes();
+            self.fence.answer(self.id);
+        }
         self.mode_may_have_changed();
         let stop = self.run_blocks();
         self.shared.retired.store(self.state.retired, SeqCst);
         self.state.rflags = self.rflags();
-        self.tlb.drop_writes(None);
         self.shared.parked.store(true, SeqCst);
         stop
     }
@@ -272,7 +275,7 @@ impl Vcpu {
     fn boundary(&mut self) -> Option<Stop> {
         let pending = self.shared.pending();
         if pending & att::DROP_WRITES != 0 {
-            self.tlb.drop_writes(None);
+            self.tlb.drop_writes();
             self.fence.answer(self.id);
         }
         if pending & att::REMAP != 0 {
@@ -343,12 +346,12 @@ impl Vcpu {
             self.deliver_interrupt(vector::NMI);
             return;
         }
-        if interrupt_requested
-            && s.rflags.contains(RFlags::IF)
-            && let Some(vector) = self.bus.acknowledge_interrupt(self.id)
-        {
-            self.state.activity = Activity::Running;
-            self.deliver_interrupt(vector);
+        if interrupt_requested && s.rflags.contains(RFlags::IF) {
+            self.publish_retired();
+            if let Some(vector) = self.bus.acknowledge_interrupt(self.id) {
+                self.state.activity = Activity::Running;
+                self.deliver_interrupt(vector);
+            }
         }
     }
 
@@ -403,7 +406,7 @@ impl Vcpu {
         self.ram.read(start, &mut bytes[..on_page]);
         let limit = self.bytes_within_limit(rip);
         let mut have = on_page.min(limit);
-        let (mut insns, mut len, crosses) = self.decode_run(rip, &bytes[..have]);
+        let (mut insns, crosses) = self.decode_run(rip, &bytes[..have]);
         let (mut page2, mut generation2) = (blocks::NONE, 0);
         if insns.is_empty() && crosses && have == on_page && limit > on_page {
             // The first instruction crosses into the next page.
@@ -413,11 +416,8 @@ impl Vcpu {
             (page2, generation2) = (second, self.ram.generation(second));
             have = (on_page + 15).min(limit);
             self.ram.read(u64::from(second) * PAGE, &mut bytes[on_page..have]);
-            (insns, len, _) = self.decode_run(rip, &bytes[..have]);
+            (insns, _) = self.decode_run(rip, &bytes[..have]);
             insns.truncate(1);
-            if let Some(first) = insns.first() {
-                len = u16::from(first.len);
-            }
         }
         if insns.is_empty() {
             // Not even one instruction inside the segment limit, or longer than 15 bytes.
@@ -435,7 +435,6 @@ impl Vcpu {
             generation,
             page2,
             generation2,
-            len,
             links: [Link::EMPTY; 2],
         };
         Ok(self.blocks.insert(start, block))
@@ -447,9 +446,9 @@ impl Vcpu {
             return;
         }
         let page = (start / PAGE) as u32;
-        self.tlb.drop_writes(Some(page));
+        self.tlb.drop_page_writes(page);
         let (fence, tlb) = (self.fence.clone(), &mut self.tlb);
-        fence.drop_writes_elsewhere(self.id, || tlb.drop_writes(None));
+        fence.drop_writes_elsewhere(self.id, || tlb.drop_writes());
     }
 
     /// Bytes from `rip` to the end of CS, at least 1.
@@ -463,24 +462,22 @@ impl Vcpu {
 
     /// Decodes instructions up to the end of the block or of the bytes. The flag says that the bytes ended inside
     /// an instruction.
-    fn decode_run(&self, rip: u64, bytes: &[u8]) -> (Vec<Insn>, u16, bool) {
+    fn decode_run(&self, rip: u64, bytes: &[u8]) -> (Vec<Insn>, bool) {
         let bitness = u32::from(self.key.code_size()) * 8;
         let mut decoder = Decoder::with_ip(bitness, bytes, rip, DecoderOptions::NONE);
         let mut insns = Vec::with_capacity(16);
-        let mut len = 0;
         let mut x = Instruction::default();
         while decoder.can_decode() && insns.len() < BLOCK_INSNS {
             decoder.decode_out(&mut x);
             if decoder.last_error() == DecoderError::NoMoreBytes {
-                return (insns, len, true);
+                return (insns, true);
             }
-            len += x.len() as u16;
             insns.push(decode::lower(&x, self.key, &self.model.features));
             if x.is_invalid() || decode::ends_block(&x) {
                 break;
             }
         }
-        (insns, len, false)
+        (insns, false)
     }
 
     /// Code in device memory, or nothing at all: one instruction at a time, never cached.
@@ -497,7 +494,7 @@ impl Vcpu {
             }
             got += 1;
         }
-        let (mut insns, len, _) = self.decode_run(rip, &bytes[..got]);
+        let (mut insns, _) = self.decode_run(rip, &bytes[..got]);
         insns.truncate(1);
         if insns.is_empty() {
             return Err(self.protection());
@@ -510,7 +507,6 @@ impl Vcpu {
             generation: !0,
             page2: blocks::NONE,
             generation2: 0,
-            len,
             links: [Link::EMPTY; 2],
         };
         Ok(self.blocks.insert(u64::MAX, block))

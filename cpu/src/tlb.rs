@@ -50,14 +50,27 @@ pub const fn no_tag(index: usize) -> u64 {
     ((index ^ 1) as u64) << 12
 }
 
+/// Which slot holds write tags for the RAM pages of one hash class, so that dropping them need not search.
+#[derive(Clone, Copy, Default)]
+struct Writer {
+    page: u32,
+    slot: u16,
+    used: bool,
+    /// Several slots or pages: search.
+    many: bool,
+}
+
+const WRITERS: usize = 4096;
+
 pub struct Tlb {
     classes: [Box<[Entry; ENTRIES]>; 4],
+    writers: Box<[Writer]>,
 }
 
 impl Default for Tlb {
     fn default() -> Self {
         let table = || Box::new(std::array::from_fn(Entry::invalid));
-        Tlb { classes: [table(), table(), table(), table()] }
+        Tlb { classes: [table(), table(), table(), table()], writers: vec![Writer::default(); WRITERS].into() }
     }
 }
 
@@ -98,11 +111,35 @@ impl Tlb {
             table[index] = Entry::invalid(index);
         }
     }
-    /// Drops all write tags, or those of one RAM page: the next write takes the slow path.
-    pub fn drop_writes(&mut self, ram_page: Option<u32>) {
+    /// Notes that slot `index` is about to get a write tag for `ram_page`.
+    pub fn note_writer(&mut self, ram_page: u32, index: usize) {
+        let w = &mut self.writers[ram_page as usize & (WRITERS - 1)];
+        if w.used && (w.page != ram_page || usize::from(w.slot) != index) {
+            w.many = true;
+        }
+        (w.page, w.slot, w.used) = (ram_page, index as u16, true);
+    }
+    /// Drops all write tags: the next write takes the slow path.
+    pub fn drop_writes(&mut self) {
+        self.writers.fill(Writer::default());
         for table in &mut self.classes {
             for (i, entry) in table.iter_mut().enumerate() {
-                if ram_page.is_none_or(|page| page == entry.ram_page) {
+                entry.write = no_tag(i);
+            }
+        }
+    }
+    /// Drops the write tags of one RAM page.
+    pub fn drop_page_writes(&mut self, ram_page: u32) {
+        let w = std::mem::take(&mut self.writers[ram_page as usize & (WRITERS - 1)]);
+        if !w.used {
+            return;
+        }
+        let slots = if w.many { 0..ENTRIES } else { usize::from(w.slot)..usize::from(w.slot) + 1 };
+        for table in &mut self.classes {
+            for i in slots.clone() {
+                // With several pages in this hash class all of them are dropped: the note of them is gone.
+                let entry = &mut table[i];
+                if entry.ram_page as usize & (WRITERS - 1) == ram_page as usize & (WRITERS - 1) {
                     entry.write = no_tag(i);
                 }
             }

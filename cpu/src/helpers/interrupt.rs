@@ -115,6 +115,8 @@ impl Vcpu {
     fn deliver_exception(&mut self, rf: RFlags) {
         self.stop_block = true;
         self.counters.exceptions += 1;
+        // Not a retired instruction, but a handler that faults at once must not keep `run` for ever.
+        self.budget -= 1;
         let mut fault = self.fault;
         loop {
             self.note_fault(&fault);
