@@ -3,7 +3,7 @@
 //! A block is a run of instructions of one page (its last may reach into the next page). It is cached by the RAM
 //! page it came from, the offset in it, and the [`BlockKey`]: so it outlives changes of the mapping, and is found
 //! under every linear address. Two short cuts lead to it: a *link* from the block before, and the *jump
-//! cache*, by RIP. Both are valid for one mapping epoch only.
+//! cache*, by linear address. Both are valid for one mapping epoch only.
 //!
 //! A block is stale when its page's generation (see `ram.rs`) has moved on.
 
@@ -99,13 +99,13 @@ pub const NONE: u32 = !0;
 /// Where a link or jump-cache entry leads, and when that was true.
 #[derive(Clone, Copy)]
 pub(crate) struct Link {
-    pub rip: u64,
+    pub address: u64,
     pub epoch: u32,
     pub block: u32,
 }
 
 impl Link {
-    pub const EMPTY: Link = Link { rip: 0, epoch: 0, block: NONE };
+    pub const EMPTY: Link = Link { address: 0, epoch: 0, block: NONE };
 }
 
 pub(crate) struct Block {
@@ -145,16 +145,16 @@ impl BlockCache {
     pub const LIMIT: usize = 1 << 18;
 
     #[inline(always)]
-    fn jump_slot(rip: u64) -> usize {
-        (rip ^ rip >> 12) as usize & (JUMP_CACHE - 1)
+    fn jump_slot(address: u64) -> usize {
+        (address ^ address >> 12) as usize & (JUMP_CACHE - 1)
     }
     #[inline(always)]
-    pub fn jump(&self, rip: u64, epoch: u32, key: BlockKey) -> u32 {
-        let (link, k) = &self.jump[Self::jump_slot(rip)];
-        if link.rip == rip && link.epoch == epoch && *k == key { link.block } else { NONE }
+    pub fn jump(&self, address: u64, epoch: u32, key: BlockKey) -> u32 {
+        let (link, k) = &self.jump[Self::jump_slot(address)];
+        if link.address == address && link.epoch == epoch && *k == key { link.block } else { NONE }
     }
     pub fn set_jump(&mut self, link: Link, key: BlockKey) {
-        self.jump[Self::jump_slot(link.rip)] = (link, key);
+        self.jump[Self::jump_slot(link.address)] = (link, key);
     }
     /// The block at byte `place` of RAM.
     pub fn at(&self, place: u64, key: BlockKey) -> Option<u32> {

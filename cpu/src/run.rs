@@ -59,10 +59,11 @@ impl Vcpu {
                 return Stop::Budget;
             }
             let rip = self.state.gpr[gpr::RIP];
-            let next = match self.linked(previous, rip) {
+            let address = self.code_address(rip);
+            let next = match self.linked(previous, address) {
                 blocks::NONE => match self.find_block(rip) {
                     Ok(next) => {
-                        self.link(previous, rip, next);
+                        self.link(previous, address, next);
                         next
                     }
                     Err(_) => {
@@ -76,17 +77,17 @@ impl Vcpu {
         }
     }
 
-    /// The successor that `previous` remembers for `rip`, if it is still right.
+    /// The successor that `previous` remembers for a linear address, if it is still right.
     #[inline(always)]
-    fn linked(&self, previous: u32, rip: u64) -> u32 {
+    fn linked(&self, previous: u32, address: u64) -> u32 {
         if let Some(block) = self.blocks.blocks.get(previous as usize) {
             for link in &block.links {
-                if link.rip == rip && link.epoch == self.mapping_epoch && self.fresh(link.block) {
+                if link.address == address && link.epoch == self.mapping_epoch && self.fresh(link.block) {
                     return link.block;
                 }
             }
         }
-        let next = self.blocks.jump(rip, self.mapping_epoch, self.key);
+        let next = self.blocks.jump(address, self.mapping_epoch, self.key);
         if next != blocks::NONE && self.fresh(next) { next } else { blocks::NONE }
     }
 
@@ -99,8 +100,8 @@ impl Vcpu {
         })
     }
 
-    fn link(&mut self, previous: u32, rip: u64, next: u32) {
-        let link = Link { rip, epoch: self.mapping_epoch, block: next };
+    fn link(&mut self, previous: u32, address: u64, next: u32) {
+        let link = Link { address, epoch: self.mapping_epoch, block: next };
         self.blocks.set_jump(link, self.key);
         if let Some(block) = self.blocks.blocks.get_mut(previous as usize) {
             block.links[1] = block.links[0];

@@ -129,6 +129,10 @@ impl Vcpu {
 
     /// Puts a segment register and everything that follows from it.
     pub fn set_segment(&mut self, n: usize, segment: Segment) {
+        if n == seg::CS && segment.limit != self.state.seg[n].limit {
+            // Short cuts to blocks were checked against the old limit.
+            self.mapping_epoch = self.mapping_epoch.wrapping_add(1);
+        }
         self.state.seg[n] = segment;
         self.stop_block = true;
     }
