@@ -135,6 +135,10 @@ fn number(r: Register) -> u8 {
     if (Register::AH..=Register::BH).contains(&r) {
         return 16 | (r as u8 - Register::AH as u8);
     }
+    if r.is_gpr8() {
+        // iced counts SPL on after BH.
+        return r.full_register().number() as u8;
+    }
     if r.is_segment_register() {
         return match r {
             Register::ES => seg::ES,
