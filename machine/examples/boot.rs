@@ -1,5 +1,5 @@
 //! Boots a machine on the interpreter, its consoles on the terminal:
-//! `boot [seconds] [-cdrom FILE] [-hda FILE] [-fda FILE] [-kernel FILE] [-initrd FILE] [-append TEXT] [-smp N] [-m MB] [-det]`.
+//! `boot [seconds] [-cdrom FILE] [-hda FILE] [-fda FILE] [-kernel FILE] [-initrd FILE] [-append TEXT] [-smp N] [-m MB] [-det] [-info TOPIC] [-trace START END]`.
 
 use std::io::Write;
 use std::path::Path;
@@ -13,8 +13,10 @@ use trimaran_machine::{Console, IdeDrive, Machine, MachineConfig, firmware};
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     let mut config = MachineConfig { debug_exit: Some(0xF4), ..MachineConfig::default() };
     let mut seconds = 30;
+    let mut trace = None;
+    let mut topics = vec!["registers".to_string(), "stats".to_string()];
     let mut direct =
-        DirectBoot { kernel: Vec::new(), initrd: None, modules: Vec::new(), append: String::new() };
+        DirectBoot { kernel: Vec::new(), initrd: None, modules: Vec::new(), append: String::new(), ..Default::default() };
     let mut args = std::env::args().skip(1);
     while let Some(arg) = args.next() {
         let mut value = || args.next().ok_or("an argument is missing");
@@ -32,6 +34,11 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
             "-append" => direct.append = value()?,
             "-smp" => config.cpus = value()?.parse()?,
             "-m" => config.memory = value()?.parse::<u64>()? << 20,
+            "-info" => topics.push(value()?),
+            "-trace" => {
+                config.deterministic = true;
+                trace = Some((value()?.parse::<u64>()?, value()?.parse::<u64>()?));
+            }
             "-det" => config.deterministic = true,
             _ => seconds = arg.parse()?,
         }
@@ -48,11 +55,27 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     }
     let factory: Arc<dyn EngineFactory> = Arc::new(Interpreter);
     let mut machine = Machine::new(config, &factory)?;
+    if let Some((start, end)) = trace {
+        for time in start..end {
+            machine.run_until(time);
+            let Some(s) = machine.cpu_state(0) else { break };
+            let mut b = [0; 8]; machine.read_physical(0x4f590f8, &mut b); let mut c = [0; 8]; machine.read_virtual(0, 0x4f590f8, &mut c);
+            println!("{time} {:x} {:x?} {:x} {b:x?} {c:x?}", s.rip(), &s.gpr[..16], s.rflags.bits());
+        }
+        return Ok(());
+    }
     machine.start();
     let outcome = machine.wait_for(Duration::from_secs(seconds));
     machine.pause();
     std::io::stdout().flush()?;
+    if let Ok(path) = std::env::var("DUMP") {
+        let mut bytes = vec![0; 0x800_0000];
+        machine.read_physical(0, &mut bytes);
+        std::fs::write(path, bytes)?;
+    }
     println!("\n{outcome:?}\n{}", machine.screen_text());
-    println!("{:?}", machine.stats());
+    for topic in topics {
+        println!("{}", machine.info(&topic)?);
+    }
     Ok(())
 }

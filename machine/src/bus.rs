@@ -73,7 +73,7 @@ impl Board {
         }
     }
 
-    fn write_port(&self, port: u16, size: u8, value: u32) {
+    pub(crate) fn write_port(&self, port: u16, size: u8, value: u32) {
         if port == CONFIG_ADDRESS && locked(&self.config_address).write(size, value) {
             return;
         }

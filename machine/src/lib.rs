@@ -3,6 +3,7 @@
 
 mod board;
 pub mod boot;
+pub mod builtin;
 mod bus;
 mod chips;
 mod clock;
@@ -16,6 +17,7 @@ mod machine;
 pub mod media;
 mod memory;
 mod memory_map;
+pub mod monitor;
 mod ports;
 mod random;
 mod supervisor;

@@ -1,7 +1,7 @@
 //! A whole machine as a frontend drives it.
 
 use crate::board::{Board, BoardConfig};
-use crate::chips::{ChipId, Fitting};
+use crate::chips::Fitting;
 use crate::config::{IdeDrive, MachineConfig, MachineError};
 use crate::consoles::Consoles;
 use crate::control::Outcome;
@@ -329,10 +329,6 @@ impl Machine {
     /// Lights of the keyboard: bit 0 Scroll Lock, 1 Num Lock, 2 Caps Lock.
     pub fn leds(&self) -> u8 {
         self.core.board.chips.keyboard.lock().leds()
-    }
-
-    pub(crate) fn chip_names(&self) -> Vec<(ChipId, String)> {
-        self.core.board.chips.all().map(|slot| (slot.id(), slot.id().to_string())).collect()
     }
 }
 
