@@ -2,4 +2,6 @@
 
 pub mod flat;
 pub mod moo;
+#[cfg(all(target_os = "linux", target_arch = "x86_64"))]
+pub mod silicon;
 pub mod sst286;
