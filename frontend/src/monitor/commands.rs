@@ -1,0 +1,110 @@
+//! The monitor's commands.
+
+use super::examine;
+use crate::screenshot;
+use crate::session::Session;
+use anyhow::{Context, bail, ensure};
+use std::path::Path;
+use trimaran_machine::monitor::TOPICS;
+
+/// A command: its names, its arguments, what it does, and the function that does it.
+struct Command {
+    names: &'static [&'static str],
+    arguments: &'static str,
+    help: &'static str,
+    run: fn(&Session, &str) -> anyhow::Result<String>,
+}
+
+#[rustfmt::skip]
+const COMMANDS: &[Command] = &[
+    Command { names: &["help", "?"], arguments: "", help: "list the commands", run: help },
+    Command { names: &["info"], arguments: "TOPIC", help: "show registers, cpus, mem, tlb, pic, irq, mtree, stats, chips or a chip", run: info },
+    Command { names: &["x"], arguments: "/NFU ADDRESS", help: "show memory at a virtual address: N items in format x d u o c i s, units b h w g", run: |s, a| examine::memory(s, a, true) },
+    Command { names: &["xp"], arguments: "/NFU ADDRESS", help: "the same at a physical address", run: |s, a| examine::memory(s, a, false) },
+    Command { names: &["stop"], arguments: "", help: "stop the machine", run: |s, _| { s.machine.pause(); Ok(String::new()) } },
+    Command { names: &["cont", "c"], arguments: "", help: "let it go on", run: |s, _| { s.machine.resume(); Ok(String::new()) } },
+    Command { names: &["system_reset"], arguments: "", help: "press the reset button", run: |s, _| { s.machine.reset()?; Ok(String::new()) } },
+    Command { names: &["system_powerdown"], arguments: "", help: "press the power button", run: |s, _| { s.machine.power_button(); Ok(String::new()) } },
+    Command { names: &["sendkey"], arguments: "KEYS", help: "press keys together, such as ctrl-alt-delete", run: sendkey },
+    Command { names: &["type"], arguments: "TEXT", help: "type text; \\n is Enter, \\t is Tab", run: type_text },
+    Command { names: &["mouse_move"], arguments: "DX DY [DZ]", help: "move the mouse and its wheel", run: mouse_move },
+    Command { names: &["mouse_button"], arguments: "STATE", help: "mouse buttons that are down: 1 left, 2 right, 4 middle, added", run: mouse_button },
+    Command { names: &["screendump"], arguments: "FILE.png", help: "save the screen", run: screendump },
+    Command { names: &["change"], arguments: "DRIVE FILE", help: "put another image into cdrom or floppy (cdrom1, floppy1: the second)", run: change },
+    Command { names: &["eject"], arguments: "DRIVE", help: "take the medium out", run: |s, a| { s.change(a, None)?; Ok(String::new()) } },
+    Command { names: &["quit", "q"], arguments: "", help: "end the program", run: |s, _| { s.quit(); Ok(String::new()) } },
+];
+
+/// Obeys one line; the answer ends with a line's end or is empty.
+pub fn execute(session: &Session, line: &str) -> anyhow::Result<String> {
+    if line.is_empty() {
+        return Ok(String::new());
+    }
+    // `x/10i` needs no blank before the slash.
+    let end = line.find(|c: char| c.is_whitespace() || c == '/').unwrap_or(line.len());
+    let (name, arguments) = line.split_at(end);
+    let command = COMMANDS.iter().find(|command| command.names.contains(&name));
+    let command = command.with_context(|| format!("unknown command `{name}`; `help` lists them"))?;
+    (command.run)(session, arguments.trim())
+}
+
+fn help(_: &Session, _: &str) -> anyhow::Result<String> {
+    let line = |command: &Command| {
+        let usage = format!("{} {}", command.names.join("|"), command.arguments);
+        format!("{usage:<26} {}\n", command.help)
+    };
+    Ok(COMMANDS.iter().map(line).collect())
+}
+
+fn info(session: &Session, topic: &str) -> anyhow::Result<String> {
+    ensure!(!topic.is_empty(), "info about what? {}, or a chip that `info chips` lists", TOPICS.join(", "));
+    if topic == "stats" {
+        return Ok(crate::stats::describe(&session.machine.stats()));
+    }
+    session.machine.info(topic).with_context(|| format!("the topics are {}, and chips", TOPICS.join(", ")))
+}
+
+fn sendkey(session: &Session, keys: &str) -> anyhow::Result<String> {
+    // QEMU takes a hold time after the keys.
+    let chord = keys.split_whitespace().next().context("name the keys, such as ctrl-alt-delete")?;
+    session.machine.send_keys(chord)?;
+    Ok(String::new())
+}
+
+fn type_text(session: &Session, text: &str) -> anyhow::Result<String> {
+    session.machine.type_text(&text.replace("\\n", "\n").replace("\\t", "\t"));
+    Ok(String::new())
+}
+
+fn numbers(text: &str) -> anyhow::Result<Vec<i32>> {
+    text.split_whitespace().map(|n| n.parse().with_context(|| format!("`{n}` is no number"))).collect()
+}
+
+fn mouse_move(session: &Session, arguments: &str) -> anyhow::Result<String> {
+    match numbers(arguments)?[..] {
+        [dx, dy] => session.machine.mouse_move(dx, dy, 0),
+        [dx, dy, dz] => session.machine.mouse_move(dx, dy, dz),
+        _ => bail!("give how far to the right and down, and the wheel if it turns"),
+    }
+    Ok(String::new())
+}
+
+fn mouse_button(session: &Session, arguments: &str) -> anyhow::Result<String> {
+    match numbers(arguments)?[..] {
+        [state @ 0..=31] => session.machine.mouse_buttons(state as u8),
+        _ => bail!("give the sum of the buttons that are down: 1 left, 2 right, 4 middle, 0 none"),
+    }
+    Ok(String::new())
+}
+
+fn screendump(session: &Session, file: &str) -> anyhow::Result<String> {
+    ensure!(!file.is_empty(), "give the file's name");
+    screenshot::save(&session.machine, Path::new(file))?;
+    Ok(String::new())
+}
+
+fn change(session: &Session, arguments: &str) -> anyhow::Result<String> {
+    let (drive, file) = arguments.split_once(char::is_whitespace).context("give a drive and an image")?;
+    session.change(drive, Some(Path::new(file.trim())))?;
+    Ok(String::new())
+}

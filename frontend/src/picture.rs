@@ -1,0 +1,84 @@
+//! A guest's picture at another size, with its aspect ratio kept.
+
+use trimaran_devices::vga::Frame;
+
+/// Width over height of the screens that VGA's own modes were made for.
+const VGA_SCREEN: (usize, usize) = (4, 3);
+
+/// Where the picture stands in a window: left, top, width, height.
+pub fn place(frame: &Frame, width: usize, height: usize) -> (usize, usize, usize, usize) {
+    let (across, down) = aspect(frame);
+    // As wide as possible, unless that is too high.
+    let (w, h) = if width * down <= height * across {
+        (width, width * down / across)
+    } else {
+        (height * across / down, height)
+    };
+    ((width - w) / 2, (height - h) / 2, w, h)
+}
+
+/// VGA's 720x400 and its kin have pixels that are not square; a picture near to them is shown dot by dot.
+fn aspect(frame: &Frame) -> (usize, usize) {
+    let (width, height) = (frame.width.max(1), frame.height.max(1));
+    if width > 2 * height || height > width { VGA_SCREEN } else { (width, height) }
+}
+
+/// Draws the picture into a window's pixels, black around it.
+pub fn draw(frame: &Frame, target: &mut [u32], width: usize, height: usize) {
+    let (left, top, w, h) = place(frame, width, height);
+    if frame.width == 0 || frame.height == 0 || w == 0 || h == 0 {
+        target.fill(0);
+        return;
+    }
+    if (w, h) != (width, height) {
+        target.fill(0);
+    }
+    let columns: Vec<usize> = (0..w).map(|x| x * frame.width / w).collect();
+    let mut last = None;
+    for y in 0..h {
+        let from = y * frame.height / h;
+        let start = (top + y) * width + left;
+        if last == Some(from) {
+            // The line above once more.
+            target.copy_within(start - width..start - width + w, start);
+            continue;
+        }
+        last = Some(from);
+        let line = &frame.pixels[from * frame.width..(from + 1) * frame.width];
+        let row = &mut target[start..start + w];
+        if w == frame.width {
+            row.copy_from_slice(line);
+        } else {
+            row.iter_mut().zip(&columns).for_each(|(pixel, &column)| *pixel = line[column]);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn frame(width: usize, height: usize) -> Frame {
+        Frame { width, height, pixels: (0..(width * height) as u32).collect() }
+    }
+
+    #[test]
+    fn the_aspect_ratio_is_kept() {
+        assert_eq!(place(&frame(800, 600), 1600, 1200), (0, 0, 1600, 1200));
+        assert_eq!(place(&frame(800, 600), 1000, 600), (100, 0, 800, 600));
+        assert_eq!(place(&frame(800, 600), 400, 600), (0, 150, 400, 300));
+    }
+
+    #[test]
+    fn any_size_can_be_drawn() {
+        for (w, h) in [(1, 1), (3, 2), (2, 2), (7, 5), (64, 1)] {
+            let mut target = vec![9; w * h];
+            for picture in [frame(2, 2), frame(0, 0), frame(4, 3), frame(9, 2)] {
+                draw(&picture, &mut target, w, h);
+            }
+        }
+        let mut target = vec![9; 16];
+        draw(&frame(2, 2), &mut target, 4, 4);
+        assert_eq!(target, [0, 0, 1, 1, 0, 0, 1, 1, 2, 2, 3, 3, 2, 2, 3, 3]);
+    }
+}

@@ -1,0 +1,270 @@
+//! From options to a running machine, and to the exit status.
+
+use crate::cli::{Display, Endpoint, EngineName, Options};
+use crate::session::{Session, open_floppy};
+use crate::{Failure, monitor, screenshot, serial, stats, status, terminal, window};
+use anyhow::Context;
+use std::io::{IsTerminal, Write, stdin, stdout};
+use std::path::Path;
+use std::sync::Arc;
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use trimaran_cpu::engine::{EngineFactory, Interpreter};
+use trimaran_machine::boot::{DirectBoot, Module};
+use trimaran_machine::firmware::{self, BootDevice};
+use trimaran_machine::media::RawImage;
+use trimaran_machine::{Console, IdeDrive, Machine, MachineConfig, Outcome, builtin};
+
+/// Drives A and B, and four places on the IDE channels.
+const FLOPPIES: usize = 2;
+const IDE_PLACES: usize = 4;
+const SERIAL_PORTS: usize = 4;
+
+pub fn run(options: Options) -> Result<i32, Failure> {
+    let display = choose_display(&options)?;
+    check_stdio(&options, display)?;
+    let mut config = MachineConfig {
+        memory: options.memory,
+        cpus: options.cpus,
+        model: Arc::new(options.cpu.clone()),
+        deterministic: options.deterministic,
+        no_reboot: options.no_reboot,
+        debug_exit: options.debug_exit,
+        ..MachineConfig::default()
+    };
+    if !options.deterministic {
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        config.epoch = i64::try_from(now.as_secs()).unwrap_or(config.epoch);
+    }
+    let factory: Arc<dyn EngineFactory> = match options.engine {
+        EngineName::Interp => Arc::new(Interpreter),
+    };
+    let cdroms = attach_drives(&options, &mut config)?;
+    let guest = choose_guest(&options, &mut config, factory.name())?;
+    let inputs = open_ports(&options, display, &mut config)?;
+    let monitor = options.monitor.as_ref().map(monitor::open).transpose()?;
+
+    let mut machine = Machine::new(config, &factory)?;
+    machine.start();
+    let begun = Instant::now();
+    let session = Arc::new(Session::new(machine, guest, cdroms));
+    for (port, input) in (0u8..).zip(inputs) {
+        serial::start(port, input, &session)?;
+    }
+    if let Some(monitor) = monitor {
+        monitor::start(monitor, &session)?;
+    }
+    let deadline = options.timeout.map(|seconds| begun + Duration::from_secs_f64(seconds));
+    match display {
+        Display::Window => window::run(&session, deadline)?,
+        Display::Terminal => terminal::run(&session, deadline)?,
+        Display::None => wait(&session, deadline),
+    }
+    finish(&options, session, deadline)
+}
+
+/// Waits for the end without showing anything.
+fn wait(session: &Session, deadline: Option<Instant>) {
+    match deadline {
+        None => _ = session.machine.wait(),
+        Some(deadline) => {
+            _ = session.machine.wait_for(deadline.saturating_duration_since(Instant::now()));
+        }
+    }
+}
+
+/// The last words, and the status.
+fn finish(options: &Options, session: Arc<Session>, deadline: Option<Instant>) -> Result<i32, Failure> {
+    let outcome = session.machine.outcome();
+    session.machine.pause();
+    if let Some(path) = &options.screendump {
+        screenshot::save(&session.machine, path)?;
+    }
+    let stats = options.stats.then(|| stats::describe(&session.machine.stats()));
+    // Ends the machine's threads; the consoles write what is under way.
+    drop(session);
+    stdout().flush()?;
+    crate::terminal_mode::restore();
+    if let Some(stats) = stats {
+        eprint!("{stats}");
+    }
+    Ok(match outcome {
+        Some(Outcome::DebugExit(code)) => code,
+        Some(Outcome::TripleFault) => {
+            eprintln!("trimaran: the guest met a triple fault");
+            status::TRIPLE_FAULT
+        }
+        Some(_) => status::POWERED_OFF,
+        None if deadline.is_some_and(|deadline| Instant::now() >= deadline) => {
+            eprintln!("trimaran: the time given by --timeout ran out");
+            status::TIMEOUT
+        }
+        None => status::POWERED_OFF,
+    })
+}
+
+/// The display that was asked for, or the best that there is.
+fn choose_display(options: &Options) -> Result<Display, Failure> {
+    if let Some(display) = options.display {
+        if display == Display::Window {
+            window::available().map_err(|reason| anyhow::anyhow!("no window can be opened: {reason}"))?;
+        }
+        if display == Display::Terminal && !stdout().is_terminal() {
+            return Err(anyhow::anyhow!("--display terminal needs a terminal on stdout").into());
+        }
+        return Ok(display);
+    }
+    if options.smoke {
+        return Ok(Display::None);
+    }
+    let Err(reason) = window::available() else { return Ok(Display::Window) };
+    let stdio_is_free = !uses_stdio(options) && stdin().is_terminal() && stdout().is_terminal();
+    if stdio_is_free {
+        eprintln!(
+            "trimaran: no window can be opened ({reason}): the screen is shown as text, Ctrl-A x quits"
+        );
+        Ok(Display::Terminal)
+    } else {
+        eprintln!("trimaran: no window can be opened ({reason}): going on without a screen");
+        Ok(Display::None)
+    }
+}
+
+fn uses_stdio(options: &Options) -> bool {
+    let consoles = options.serial.iter().chain(&options.debugcon).chain(&options.monitor);
+    consoles.into_iter().any(|endpoint| *endpoint == Endpoint::Stdio)
+}
+
+/// Stdin has one reader, and a text screen fills the terminal.
+fn check_stdio(options: &Options, display: Display) -> Result<(), Failure> {
+    let readers = options.serial.iter().chain(&options.monitor).filter(|e| **e == Endpoint::Stdio).count();
+    if readers > 1 {
+        return Err(Failure::Usage("only one serial port or the monitor can have stdio".into()));
+    }
+    if options.serial.len() > SERIAL_PORTS {
+        return Err(Failure::Usage(format!("a PC has {SERIAL_PORTS} serial ports")));
+    }
+    if display == Display::Terminal && uses_stdio(options) {
+        return Err(Failure::Usage(
+            "--display terminal needs stdio for itself: send the rest elsewhere".into(),
+        ));
+    }
+    Ok(())
+}
+
+fn read(path: &Path) -> anyhow::Result<Vec<u8>> {
+    let bytes = std::fs::read(path).with_context(|| format!("cannot read {}", path.display()))?;
+    anyhow::ensure!(!bytes.is_empty(), "{} is empty", path.display());
+    Ok(bytes)
+}
+
+/// Disks come first on the IDE channels; CD-ROM drives take the places from the secondary master on, as on most PCs.
+fn attach_drives(options: &Options, config: &mut MachineConfig) -> Result<Vec<u8>, Failure> {
+    let (disks, cdroms) = (options.disks.len(), options.cdroms.len());
+    if disks + cdroms > IDE_PLACES {
+        return Err(Failure::Usage(format!(
+            "{disks} disks and {cdroms} CD-ROM drives: {IDE_PLACES} fit together"
+        )));
+    }
+    if options.floppies.len() > FLOPPIES {
+        return Err(Failure::Usage(format!("a PC has {FLOPPIES} floppy drives")));
+    }
+    let mut free: Vec<usize> = vec![2, 3, 1, 0];
+    for (place, path) in options.disks.iter().enumerate() {
+        config.ide[place] = Some(IdeDrive::Disk(Box::new(RawImage::open(path, false)?)));
+        free.retain(|&n| n != place);
+    }
+    let mut places = Vec::new();
+    for (path, place) in options.cdroms.iter().zip(free) {
+        config.ide[place] = Some(IdeDrive::CdRom(Some(Box::new(RawImage::open(path, true)?))));
+        places.push(place as u8);
+    }
+    for (drive, path) in config.floppies.iter_mut().zip(&options.floppies) {
+        *drive = Some(Some(Box::new(open_floppy(path)?)));
+    }
+    Ok(places)
+}
+
+/// What the machine starts: a kernel, firmware if there is something to boot with it, or the built-in guest.
+fn choose_guest(options: &Options, config: &mut MachineConfig, engine: &str) -> Result<String, Failure> {
+    let name = |path: &Path| path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+    if let Some(kernel) = &options.kernel {
+        if options.firmware.is_some() {
+            return Err(Failure::Usage("--kernel starts without firmware: leave out --firmware".into()));
+        }
+        let modules = options.modules.iter().map(|module| {
+            let (path, cmdline) = module.split_once(',').unwrap_or((module, ""));
+            Ok(Module { data: read(Path::new(path))?, cmdline: cmdline.into() })
+        });
+        config.direct = Some(DirectBoot {
+            kernel: read(kernel)?,
+            initrd: options.initrd.as_deref().map(read).transpose()?,
+            modules: modules.collect::<anyhow::Result<_>>()?,
+            append: options.append.clone(),
+            ..DirectBoot::default()
+        });
+        return Ok(name(kernel));
+    }
+    let media = || options.cdroms.iter().chain(&options.disks).chain(&options.floppies);
+    if options.smoke || options.firmware.is_none() && media().next().is_none() {
+        let guest = builtin::Options { engine: engine.into(), smoke: options.smoke };
+        config.direct = Some(DirectBoot::builtin(builtin::image(&guest)?));
+        return Ok("built-in guest".into());
+    }
+    let installed = firmware::find_seabios();
+    config.firmware = Some(match (&options.firmware, &installed) {
+        (Some(path), _) => read(path)?,
+        (None, Some((bios, _))) => read(bios)?,
+        (None, None) => {
+            let message = "booting from a drive needs firmware, and SeaBIOS is not installed: install the package \
+                           `seabios`, or give --firmware FILE or --kernel FILE";
+            return Err(anyhow::anyhow!(message).into());
+        }
+    });
+    config.vga_bios = installed.map(|(_, vga)| read(&vga)).transpose()?;
+    config.boot_order = boot_order(options);
+    Ok(media().next().or(options.firmware.as_ref()).map(|path| name(path)).unwrap_or_default())
+}
+
+/// The order that was given, then what is left: disk, CD-ROM, floppy.
+fn boot_order(options: &Options) -> Vec<BootDevice> {
+    let mut order = options.boot.clone().map(|order| order.0).unwrap_or_default();
+    for device in [BootDevice::Disk, BootDevice::CdRom, BootDevice::Floppy] {
+        if !order.contains(&device) {
+            order.push(device);
+        }
+    }
+    order
+}
+
+/// Serial ports and debug consoles. The inputs are in the order of the serial ports.
+fn open_ports(
+    options: &Options,
+    display: Display,
+    config: &mut MachineConfig,
+) -> Result<Vec<serial::Input>, Failure> {
+    let mut endpoints = options.serial.clone();
+    let monitor_has_stdio = options.monitor == Some(Endpoint::Stdio);
+    if endpoints.is_empty() && display == Display::None && !monitor_has_stdio {
+        endpoints.push(Endpoint::Stdio);
+    }
+    let mut inputs = Vec::new();
+    for (port, endpoint) in (0u8..).zip(&endpoints) {
+        let (sink, input) = serial::open(endpoint)?;
+        config.sinks.extend(sink.map(|sink| (Console::Serial(port), sink)));
+        inputs.push(input);
+    }
+    match &options.debugcon {
+        Some(Endpoint::File(path)) => {
+            let failed = || format!("cannot write {}", path.display());
+            let file = std::fs::File::create(path).with_context(failed)?;
+            config.sinks.push((Console::Firmware, Box::new(file.try_clone()?)));
+            config.sinks.push((Console::Debug, Box::new(file)));
+        }
+        Some(_) => {
+            config.sinks.push((Console::Debug, Box::new(stdout())));
+            config.sinks.push((Console::Firmware, Box::new(stdout())));
+        }
+        None => {}
+    }
+    Ok(inputs)
+}
