@@ -423,7 +423,7 @@ fn integer(x: &Instruction, i: &mut Insn) -> Option<Run> {
         Cbw | Cwde | Cdqe => K(forms!(data_transfer::convert)),
         Cwd | Cdq | Cqo => K(forms!(data_transfer::convert_wide)),
         Nop | Pause | Prefetchnta | Prefetcht0 | Prefetcht1 | Prefetcht2 | Prefetchw | Prefetch | Endbr32
-        | Endbr64 | Reservednop | Lfence | Mfence | Sfence => {
+        | Endbr64 | Rdsspd | Rdsspq | Prefetchwt1 | Cldemote | Reservednop | Lfence | Mfence | Sfence => {
             i.mem_op = NO_MEMORY;
             i.w = 4;
             if matches!(x.mnemonic(), Mfence | Lfence | Sfence) { H(misc::fence) } else { K(forms!(data_transfer::nop)) }

@@ -24,4 +24,5 @@ pub mod state;
 pub mod tlb;
 mod vcpu;
 
+pub use fpu::use_soft;
 pub use vcpu::{Counters, Vcpu, VcpuConfig};

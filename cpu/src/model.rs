@@ -113,7 +113,22 @@ pub mod ext1 {
 impl Features {
     /// Whether an instruction exists on this model.
     pub fn allows(&self, x: &Instruction) -> bool {
-        x.cpuid_features().iter().all(|&feature| self.has(feature))
+        use iced_x86::Mnemonic as M;
+        // Later instructions that were given bytes with an older meaning (BSF, BSR, WBINVD, NOP): where they do
+        // not exist, the older meaning does.
+        let older = matches!(
+            x.mnemonic(),
+            M::Tzcnt
+                | M::Lzcnt
+                | M::Wbnoinvd
+                | M::Rdsspd
+                | M::Rdsspq
+                | M::Prefetch
+                | M::Prefetchw
+                | M::Prefetchwt1
+                | M::Cldemote
+        );
+        older || x.cpuid_features().iter().all(|&feature| self.has(feature))
     }
 
     fn has(&self, feature: CpuidFeature) -> bool {
@@ -156,8 +171,6 @@ impl Features {
             C::RDSEED => on(b7, ebx7::RDSEED),
             C::SMAP => on(b7, ebx7::SMAP),
             C::RDPID => on(self.leaf7_ecx, ecx7::RDPID),
-            // TZCNT and LZCNT are BSF and BSR with an ignored prefix where they do not exist.
-            C::BMI1 | C::LZCNT => false,
             _ => false,
         }
     }

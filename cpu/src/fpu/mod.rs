@@ -141,7 +141,6 @@ use SOFT as HOST;
 static USE_SOFT: AtomicBool = AtomicBool::new(false);
 
 /// Chooses our own arithmetic for the whole process, where the host would have its own.
-#[allow(dead_code)]
 pub fn use_soft(on: bool) {
     USE_SOFT.store(on, Relaxed);
 }

@@ -98,7 +98,7 @@ pub fn system_handler(x: &Instruction, i: &mut Insn) -> Option<Handler> {
         Clts => system::clts,
         Invlpg => system::invlpg,
         Invpcid => system::invpcid,
-        Invd | Wbinvd => system::cache_control,
+        Invd | Wbinvd | Wbnoinvd => system::cache_control,
         Clflush | Clflushopt => system::clflush,
         Hlt => system::hlt,
         Monitor => system::monitor,
