@@ -84,7 +84,7 @@ pub struct Options {
     #[arg(long = "floppy", value_name = "FILE", help_heading = "Drives")]
     pub floppies: Vec<PathBuf>,
 
-    /// Where the screen is shown [default: window, or terminal where there is no display]
+    /// Where the screen is shown: a window, as text in this terminal, nowhere [default: window, or terminal where there is no display]
     #[arg(long, value_enum, help_heading = "Screen and ports")]
     pub display: Option<Display>,
     /// COM1, and with more of this option COM2 to COM4: stdio, none, file:PATH, unix:PATH or tcp:HOST:PORT (the last
@@ -120,17 +120,13 @@ pub struct Options {
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum EngineName {
-    /// The interpreter
     Interp,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum Display {
-    /// A window
     Window,
-    /// Text, drawn in this terminal
     Terminal,
-    /// Not at all
     None,
 }
 

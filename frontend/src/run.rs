@@ -20,6 +20,7 @@ const IDE_PLACES: usize = 4;
 const SERIAL_PORTS: usize = 4;
 
 pub fn run(options: Options) -> Result<i32, Failure> {
+    check_memory(options.memory)?;
     let display = choose_display(&options)?;
     check_stdio(&options, display)?;
     let mut config = MachineConfig {
@@ -127,6 +128,20 @@ fn choose_display(options: &Options) -> Result<Display, Failure> {
         eprintln!("trimaran: no window can be opened ({reason}): going on without a screen");
         Ok(Display::None)
     }
+}
+
+/// A guest may not have more memory than the host: it would be killed in the middle of its work.
+fn check_memory(bytes: u64) -> Result<(), Failure> {
+    let text = std::fs::read_to_string("/proc/meminfo").unwrap_or_default();
+    let total = text.lines().find_map(|line| line.strip_prefix("MemTotal:")?.trim().strip_suffix(" kB"));
+    let Some(kilobytes) = total.and_then(|total| total.parse::<u64>().ok()) else { return Ok(()) };
+    if bytes >> 10 > kilobytes {
+        let (wanted, there) = (bytes >> 20, kilobytes >> 10);
+        return Err(
+            anyhow::anyhow!("the host has {there} MB of memory, --memory asks for {wanted} MB").into()
+        );
+    }
+    Ok(())
 }
 
 fn uses_stdio(options: &Options) -> bool {

@@ -51,6 +51,9 @@ pub const CHANNELS: &[Channel] = &[
     Channel { name: "all", targets: &["cpu", "msr", "ide", "floppy", "trimaran"], meaning: "everything" },
 ];
 
+/// Targets whose warnings are always printed: our own.
+const WARNINGS: [&str; 5] = ["trimaran", "cpu", "msr", "ide", "floppy"];
+
 /// A channel by its name.
 pub fn parse(name: &str) -> Result<&'static Channel, String> {
     CHANNELS.iter().find(|channel| channel.name == name).ok_or_else(|| {
@@ -59,12 +62,13 @@ pub fn parse(name: &str) -> Result<&'static Channel, String> {
     })
 }
 
-/// Has warnings of everything and the chosen channels printed on stderr.
+/// Has warnings and the chosen channels printed on stderr.
 pub fn start(options: &Options) -> Result<(), Failure> {
-    let targets = options.trace.iter().flat_map(|channel| channel.targets);
-    let filter = targets.fold(Targets::new().with_default(LevelFilter::WARN), |filter, target| {
-        filter.with_target(*target, LevelFilter::TRACE)
+    let filter = WARNINGS.iter().fold(Targets::new().with_default(LevelFilter::ERROR), |filter, target| {
+        filter.with_target(*target, LevelFilter::WARN)
     });
+    let chosen = options.trace.iter().flat_map(|channel| channel.targets);
+    let filter = chosen.fold(filter, |filter, target| filter.with_target(*target, LevelFilter::TRACE));
     let print = tracing_subscriber::fmt::layer().with_writer(std::io::stderr).without_time();
     tracing_subscriber::registry().with(print).with(filter).try_init()?;
     Ok(())

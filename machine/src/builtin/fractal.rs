@@ -35,16 +35,24 @@ fn corner() -> (f64, f64) {
     (-PLANE / 2.0, -PLANE / 2.0 * f64::from(PICTURE.1) / f64::from(PICTURE.0))
 }
 
-/// Colours by the number of steps; the last one is inside.
+/// Colours by the number of steps, from night to gold; the last one is inside.
 fn palette() -> Vec<u32> {
-    let channel = |t: f64, phase: f64| {
-        let wave = 0.5 - 0.5 * (std::f64::consts::TAU * (0.9 * t + phase)).cos();
-        (wave * 255.0 * (t * 6.0).min(1.0)) as u32
+    /// Where a colour stands between no step and all.
+    const STOPS: [(f64, [f64; 3]); 6] = [
+        (0.0, [8.0, 16.0, 40.0]),
+        (0.25, [16.0, 56.0, 120.0]),
+        (0.45, [32.0, 148.0, 200.0]),
+        (0.62, [214.0, 244.0, 255.0]),
+        (0.8, [255.0, 190.0, 70.0]),
+        (1.0, [150.0, 40.0, 20.0]),
+    ];
+    let colour = |t: f64| {
+        let upper = STOPS.iter().position(|stop| stop.0 >= t).unwrap_or(STOPS.len() - 1).max(1);
+        let ((from, low), (to, high)) = (STOPS[upper - 1], STOPS[upper]);
+        let part = (t - from) / (to - from);
+        (0..3).fold(0, |rgb, n| rgb << 8 | (low[n] + (high[n] - low[n]) * part) as u32)
     };
-    let outside = (0..STEPS).map(|n| {
-        let t = (f64::from(n) / f64::from(STEPS)).sqrt();
-        channel(t, 0.62) << 16 | channel(t, 0.74) << 8 | channel(t, 0.92)
-    });
+    let outside = (0..STEPS).map(|n| colour((f64::from(n) / f64::from(STEPS)).sqrt()));
     outside.chain([0x05_0810]).collect()
 }
 

@@ -122,15 +122,7 @@ impl Guest {
         self.labelled("", var::VENDOR)?;
         self.place((x, y + 20), colour::TEXT, colour::GROUND)?;
         self.a.call(self.routines.draw_text)?;
-        // The name in two lines.
-        let half = PANEL_CHARACTERS as i32;
-        self.labelled("", var::BRAND)?;
-        self.a.mov(byte_ptr(rbp + (var::LINE + half)), 0)?;
-        self.place((x, y + 36), colour::TEXT, colour::GROUND)?;
-        self.a.call(self.routines.draw_text)?;
-        self.a.lea(rsi, qword_ptr(rbp + (var::BRAND + half)))?;
-        self.place((x, y + 52), colour::TEXT, colour::GROUND)?;
-        self.a.call(self.routines.draw_text)?;
+        self.draw_brand((x, y + 36))?;
 
         self.put_text((x, y + 84), "Features", colour::ACCENT)?;
         let mut next = self.a.create_label();
@@ -149,6 +141,33 @@ impl Guest {
         a.add(r15d, 18)?;
         a.dec(r13d)?;
         a.jnz(next)
+    }
+
+    /// The processor's name, in two lines if it is longer than the column is wide.
+    fn draw_brand(&mut self, (x, y): (u32, u32)) -> Asm {
+        let end = var::BRAND + PANEL_CHARACTERS as i32;
+        let a = &mut self.a;
+        let [mut back, mut fits] = std::array::from_fn(|_| a.create_label());
+        // r14: the second line.
+        a.lea(r14, qword_ptr(rbp + end))?;
+        a.cmp(byte_ptr(r14), 0)?;
+        a.je(fits)?;
+        a.set_label(&mut back)?;
+        a.dec(r14)?;
+        a.cmp(byte_ptr(r14), u32::from(b' '))?;
+        a.je(fits)?;
+        a.lea(rax, qword_ptr(rbp + var::BRAND))?;
+        a.cmp(r14, rax)?;
+        a.ja(back)?;
+        a.lea(r14, qword_ptr(rbp + end))?;
+        a.set_label(&mut fits)?;
+        a.mov(byte_ptr(r14), 0)?;
+        a.lea(rsi, qword_ptr(rbp + var::BRAND))?;
+        self.place((x, y), colour::TEXT, colour::GROUND)?;
+        self.a.call(self.routines.draw_text)?;
+        self.a.lea(rsi, qword_ptr(r14 + 1))?;
+        self.place((x, y + 16), colour::TEXT, colour::GROUND)?;
+        self.a.call(self.routines.draw_text)
     }
 
     /// A fixed number of frames, the checksum, the end.

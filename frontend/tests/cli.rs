@@ -1,0 +1,255 @@
+//! The program as users start it: exit statuses, messages, the monitor.
+
+use std::fs::File;
+use std::io::{Read, Write};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output, Stdio};
+use std::time::{Duration, Instant};
+use tempfile::TempDir;
+
+const USAGE: i32 = 2;
+const TIMEOUT: i32 = 4;
+const TRIPLE_FAULT: i32 = 6;
+const ERROR: i32 = 8;
+
+fn trimaran(arguments: &[&str]) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_trimaran"));
+    command.args(arguments).stdin(Stdio::null()).env_remove("DISPLAY");
+    command
+}
+
+fn run(arguments: &[&str]) -> (i32, String) {
+    let Output { status, stdout, stderr } = trimaran(arguments).output().unwrap();
+    let text = String::from_utf8_lossy(&stdout).into_owned() + &String::from_utf8_lossy(&stderr);
+    (status.code().unwrap_or(-1), text)
+}
+
+/// Runs the program; expects a status and a message that has these words.
+fn expect(arguments: &[&str], status: i32, words: &[&str]) {
+    let (code, text) = run(arguments);
+    assert_eq!(code, status, "{arguments:?}:\n{text}");
+    for word in words {
+        assert!(text.contains(word), "{arguments:?}: no `{word}` in:\n{text}");
+    }
+    assert!(!text.contains("panicked"), "{text}");
+}
+
+/// A file in a folder of its own.
+fn file(folder: &TempDir, name: &str, bytes: &[u8]) -> PathBuf {
+    let path = folder.path().join(name);
+    std::fs::write(&path, bytes).unwrap();
+    path
+}
+
+/// A multiboot kernel that runs this code in protected mode.
+fn kernel(code: &[u8]) -> Vec<u8> {
+    const MAGIC: u32 = 0x1BAD_B002;
+    const ADDRESSES_GIVEN: u32 = 0x1_0000;
+    const AT: u32 = 0x10_0000;
+    let checksum = 0u32.wrapping_sub(MAGIC).wrapping_sub(ADDRESSES_GIVEN);
+    let header = [MAGIC, ADDRESSES_GIVEN, checksum, AT, AT, 0, 0, AT + 32];
+    let mut image: Vec<u8> = header.iter().flat_map(|word| word.to_le_bytes()).collect();
+    image.extend_from_slice(code);
+    image
+}
+
+#[test]
+fn unknown_words_are_usage_errors() {
+    for (option, word, hint) in [
+        ("--engine", "magic", "interp"),
+        ("--cpu", "z80", "x86-64-v2"),
+        ("--display", "hologram", "window"),
+        ("--serial", "pty", "file:PATH"),
+        ("--serial", "tcp:nowhere", "tcp:HOST:PORT"),
+        ("--debugcon", "unix:x", "stdio"),
+        ("--monitor", "file:x", "unix:PATH"),
+        ("--boot", "n", "floppy"),
+        ("--trace", "cpu,gpu", "msr"),
+        ("--debug-exit", "0x10000", "port"),
+        ("--timeout", "-1", "seconds"),
+        ("--timeout", "soon", "seconds"),
+        ("--cpus", "two", "invalid"),
+    ] {
+        // Joined, so that values may begin with a dash.
+        expect(&["run", &format!("{option}={word}")], USAGE, &[option, hint]);
+    }
+    expect(&["run", "--no-such-option"], USAGE, &["--no-such-option"]);
+    expect(&["run", "--initrd", "x"], USAGE, &["--kernel"]);
+    expect(&["run", "--serial", "stdio", "--monitor", "stdio", "--display", "none"], USAGE, &["stdio"]);
+}
+
+#[test]
+fn memory_and_processors_have_limits() {
+    for size in ["0", "0M", "512K", "lots", "1.5G"] {
+        expect(&["run", "--memory", size], USAGE, &["--memory", size]);
+    }
+    expect(&["run", "--display", "none", "--memory", "400G"], ERROR, &["409600 MB", "the host has"]);
+    expect(&["run", "--display", "none", "--memory", "1M"], ERROR, &["RAM"]);
+    expect(&["run", "--display", "none", "--cpus", "0"], ERROR, &["processors"]);
+    expect(&["run", "--display", "none", "--cpus", "1000"], ERROR, &["processors"]);
+}
+
+#[test]
+fn kernels_that_are_none() {
+    let folder = TempDir::new().unwrap();
+    let mut bzimage = vec![0; 2048];
+    bzimage[0x1F1] = 4;
+    bzimage[0x1FE..0x200].copy_from_slice(&[0x55, 0xAA]);
+    bzimage[0x202..0x206].copy_from_slice(b"HdrS");
+    bzimage[0x206..0x208].copy_from_slice(&[0x0F, 0x02]);
+    bzimage[0x211] = 1;
+    for (name, bytes, words) in [
+        ("empty", &b""[..], "is empty"),
+        ("text", &b"This is not a kernel, but a letter to a friend."[..], "not a kernel"),
+        ("zip", &[0x1F, 0x8B, 8, 0, 0, 0, 0, 0][..], "gzip"),
+        ("elf", &b"\x7FELF\x02\x01\x01"[..], ""),
+        ("bzimage", &bzimage[..1024], "truncated"),
+    ] {
+        let path = file(&folder, name, bytes);
+        expect(&["run", "--display", "none", "--kernel", path.to_str().unwrap()], ERROR, &[words]);
+    }
+    expect(
+        &["run", "--display", "none", "--kernel", "/no/such/file"],
+        ERROR,
+        &["/no/such/file", "No such file"],
+    );
+    let good = file(&folder, "good", &kernel(&[0xF4]));
+    let good = good.to_str().unwrap();
+    expect(
+        &["run", "--display", "none", "--kernel", good, "--initrd", "/no/such/file"],
+        ERROR,
+        &["/no/such/file"],
+    );
+}
+
+#[test]
+fn images_and_firmware_that_cannot_be_used() {
+    let folder = TempDir::new().unwrap();
+    let none = |arguments: &[&str], words: &[&str]| {
+        expect(&[&["run", "--display", "none"], arguments].concat(), ERROR, words);
+    };
+    none(&["--disk", "/no/such/disk"], &["/no/such/disk"]);
+    none(&["--firmware", "/no/such/bios"], &["/no/such/bios"]);
+    let empty = file(&folder, "empty", b"");
+    none(&["--cdrom", empty.to_str().unwrap()], &["is empty"]);
+    none(&["--firmware", empty.to_str().unwrap()], &["is empty"]);
+
+    let disk = file(&folder, "disk", &[0; 4096]);
+    let lock = File::open(&disk).unwrap();
+    lock.lock().unwrap();
+    none(&["--disk", disk.to_str().unwrap()], &["in use"]);
+}
+
+#[test]
+fn without_a_display() {
+    expect(&["run", "--display", "window"], ERROR, &["DISPLAY"]);
+    expect(&["run", "--display", "terminal"], ERROR, &["terminal"]);
+    // By itself the program says so and goes on.
+    expect(&["--timeout", "1"], TIMEOUT, &["DISPLAY is not set", "long mode", "ran out"]);
+}
+
+#[test]
+fn help_shows_options_and_statuses() {
+    for arguments in [&["--help"][..], &["run", "--help"], &["-h"]] {
+        expect(arguments, 0, &["--kernel", "--debug-exit", "Exit status", "Examples"]);
+    }
+}
+
+#[test]
+fn smoke_ends_with_its_checksum() {
+    let folder = TempDir::new().unwrap();
+    let serial = folder.path().join("serial");
+    let to_file = format!("file:{}", serial.display());
+    let checksum = format!("trimaran smoke {:016x}", trimaran_machine::builtin::expected_checksum());
+    expect(&["run", "--smoke", "--stats"], 0, &[&checksum, "instructions", "MIPS", "TLB"]);
+    expect(&["run", "--smoke", "--deterministic", "--serial", &to_file], 0, &[]);
+    assert!(std::fs::read_to_string(serial).unwrap().contains(&checksum));
+}
+
+#[test]
+fn statuses_of_guests() {
+    let folder = TempDir::new().unwrap();
+    let guest = |name: &str, code: &[u8]| file(&folder, name, &kernel(code)).to_str().unwrap().to_string();
+    // mov al, 5; out 0xF4, al
+    let exits = guest("exits", &[0xB0, 5, 0xE6, 0xF4, 0xF4]);
+    expect(&["run", "--display", "none", "--kernel", &exits, "--debug-exit", "0xf4"], 11, &[]);
+    // ud2, without an IDT
+    let faults = guest("faults", &[0x0F, 0x0B]);
+    expect(
+        &["run", "--display", "none", "--kernel", &faults, "--no-reboot"],
+        TRIPLE_FAULT,
+        &["triple fault"],
+    );
+    // jmp $
+    let hangs = guest("hangs", &[0xEB, 0xFE]);
+    expect(&["run", "--display", "none", "--kernel", &hangs, "--timeout", "0.5"], TIMEOUT, &["ran out"]);
+}
+
+fn is_png(path: &Path) -> bool {
+    std::fs::read(path).is_ok_and(|bytes| bytes.starts_with(b"\x89PNG\r\n\x1A\n"))
+}
+
+#[test]
+fn monitor_on_stdio() {
+    let folder = TempDir::new().unwrap();
+    let picture = folder.path().join("screen.png");
+    let mut child = trimaran(&["run", "--display", "none", "--monitor", "stdio"])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    std::thread::sleep(Duration::from_secs(1));
+    let script = format!(
+        "help\ninfo registers\ninfo cpus\ninfo pic\ninfo nonsense\nstop\nx/4i $pc\nxp/2xb 0x8000\ncont\n\
+         sendkey ctrl-alt-delete\nsendkey nokey\ntype hello\nmouse_move 3 4\nchange cdrom /x\nfrobnicate\n\
+         screendump {}\nquit\n",
+        picture.display()
+    );
+    child.stdin.take().unwrap().write_all(script.as_bytes()).unwrap();
+    let output = child.wait_with_output().unwrap();
+    let text = String::from_utf8_lossy(&output.stdout);
+    assert_eq!(output.status.code(), Some(0), "{text}");
+    for word in [
+        "system_powerdown",
+        "rax",
+        "interp",
+        "unknown command `frobnicate`",
+        "nonsense",
+        "nokey",
+        "0xfa 0xfc",
+        "CD-ROM",
+    ] {
+        assert!(text.contains(word), "no `{word}` in:\n{text}");
+    }
+    assert!(is_png(&picture));
+}
+
+#[test]
+fn monitor_on_a_socket_and_serial_on_another() {
+    use std::os::unix::net::UnixStream;
+    let folder = TempDir::new().unwrap();
+    let at = |name: &str| folder.path().join(name);
+    let (monitor, serial, picture) = (at("monitor"), at("serial"), at("screen.png"));
+    let listen = |path: &Path| format!("unix:{}", path.display());
+    let mut child =
+        trimaran(&["run", "--display=none", "--monitor", &listen(&monitor), "--serial", &listen(&serial)])
+            .spawn()
+            .unwrap();
+    let begun = Instant::now();
+    let mut connection = loop {
+        match UnixStream::connect(&monitor) {
+            Ok(connection) => break connection,
+            Err(e) => assert!(begun.elapsed() < Duration::from_secs(20), "{e}"),
+        }
+        std::thread::sleep(Duration::from_millis(50));
+    };
+    UnixStream::connect(&serial).unwrap();
+    // The guest draws after its text, which stays for two seconds.
+    std::thread::sleep(Duration::from_secs(4));
+    write!(connection, "screendump {}\nsendkey esc\n", picture.display()).unwrap();
+    // Escape powers the built-in guest off.
+    assert_eq!(child.wait().unwrap().code(), Some(0));
+    let mut text = String::new();
+    let _ = connection.read_to_string(&mut text);
+    assert!(is_png(&picture), "{text}");
+}
