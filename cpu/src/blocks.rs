@@ -117,6 +117,8 @@ pub(crate) struct Block {
     /// Second page of a block that crosses into it, or [`NONE`].
     pub page2: u32,
     pub generation2: u32,
+    /// What was decoded, of the first page.
+    pub bytes: Box<[u8]>,
     /// The last two ways out.
     pub links: [Link; 2],
 }

@@ -186,11 +186,18 @@ impl Vcpu {
         Ok(())
     }
 
+    /// Checks a block of up to a page for write. A fault names the first byte that it meets.
+    pub fn check_store(&mut self, segment: u8, address: u64, len: u64) -> Result<(), Exit> {
+        let last = address.wrapping_add(len).wrapping_sub(1);
+        self.load_for_write::<1>(segment, address)?;
+        let second = if (address ^ last) & !(PAGE - 1) != 0 { last & !(PAGE - 1) } else { last };
+        self.load_for_write::<1>(segment, second)?;
+        Ok(())
+    }
+
     /// Stores a block of up to a page: every page is checked before the first byte is written.
     pub fn store_bytes(&mut self, segment: u8, address: u64, bytes: &[u8]) -> Result<(), Exit> {
-        let last = address.wrapping_add(bytes.len() as u64).wrapping_sub(1);
-        self.load_for_write::<1>(segment, address)?;
-        self.load_for_write::<1>(segment, last)?;
+        self.check_store(segment, address, bytes.len() as u64)?;
         let mut chunks = bytes.chunks_exact(8);
         let mut at = address;
         for chunk in &mut chunks {

@@ -19,8 +19,9 @@ use crate::tlb::{Class, hits};
 use iced_x86::{Decoder, DecoderError, DecoderOptions, Instruction};
 use std::sync::atomic::Ordering::SeqCst;
 
-/// Most instructions of a block.
+/// Most instructions and bytes of a block.
 const BLOCK_INSNS: usize = 64;
+const BLOCK_BYTES: usize = 512;
 
 /// No model has TZCNT, LZCNT and WBNOINVD: without them the prefix is ignored, and it is BSF, BSR and WBINVD.
 const OLD_MEANINGS: u32 = DecoderOptions::NO_MPFX_0FBC | DecoderOptions::NO_MPFX_0FBD | DecoderOptions::NO_WBNOINVD;
@@ -372,7 +373,7 @@ impl Vcpu {
         let Some(page) = self.fetch_page(address)? else { return self.decode_uncached(rip, address) };
         let place = u64::from(page) * PAGE + address % PAGE;
         if let Some(index) = self.blocks.at(place, self.key)
-            && self.fresh(index)
+            && (self.fresh(index) || self.refresh(index, place))
             && self.second_page_same(index, address)?
         {
             return Ok(index);
@@ -404,12 +405,10 @@ impl Vcpu {
     fn decode_block(&mut self, rip: u64, address: u64, page: u32) -> Result<u32, Exit> {
         let start = u64::from(page) * PAGE + address % PAGE;
         let on_page = (PAGE - address % PAGE) as usize;
-        self.mark_code(start, on_page.min(BLOCK_INSNS * 15) as u64);
-        let generation = self.ram.generation(page);
-        let mut bytes = [0u8; PAGE as usize + 16];
-        self.ram.read(start, &mut bytes[..on_page]);
         let limit = self.bytes_within_limit(rip);
-        let mut have = on_page.min(limit);
+        let mut bytes = [0u8; BLOCK_BYTES + 16];
+        let mut have = on_page.min(limit).min(BLOCK_BYTES);
+        self.ram.read(start, &mut bytes[..have]);
         let (mut insns, crosses) = self.decode_run(rip, &bytes[..have]);
         let (mut page2, mut generation2) = (blocks::NONE, 0);
         if insns.is_empty() && crosses && have == on_page && limit > on_page {
@@ -427,6 +426,16 @@ impl Vcpu {
             // Not even one instruction inside the segment limit, or longer than 15 bytes.
             return Err(self.protection());
         }
+        let len: usize = insns.iter().map(|i| usize::from(i.len)).sum();
+        let first = len.min(on_page);
+        // Now that the extent is known: mark it, and see that nobody wrote it meanwhile.
+        self.mark_code(start, first as u64);
+        let generation = self.ram.generation(page);
+        let mut again = [0u8; BLOCK_BYTES + 16];
+        self.ram.read(start, &mut again[..first]);
+        if again[..first] != bytes[..first] {
+            return self.decode_block(rip, address, page);
+        }
         self.counters.blocks_decoded += 1;
         self.counters.insns_decoded += insns.len() as u64;
         if self.blocks.blocks.len() >= BlockCache::LIMIT {
@@ -439,9 +448,29 @@ impl Vcpu {
             generation,
             page2,
             generation2,
+            bytes: bytes[..first].into(),
             links: [Link::EMPTY; 2],
         };
         Ok(self.blocks.insert(start, block))
+    }
+
+    /// A block whose page was written: if its own bytes are as they were, it is good again.
+    fn refresh(&mut self, index: u32, start: u64) -> bool {
+        let block = &self.blocks.blocks[index as usize];
+        let (len, page) = (block.bytes.len(), block.page);
+        if block.page2 != blocks::NONE {
+            return false;
+        }
+        self.mark_code(start, len as u64);
+        let generation = self.ram.generation(page);
+        let mut now = [0u8; BLOCK_BYTES];
+        self.ram.read(start, &mut now[..len]);
+        let block = &mut self.blocks.blocks[index as usize];
+        let same = now[..len] == *block.bytes;
+        if same {
+            block.generation = generation;
+        }
+        same
     }
 
     /// Marks bytes as code and makes sure that no vCPU writes them behind our back.
@@ -511,6 +540,7 @@ impl Vcpu {
             generation: !0,
             page2: blocks::NONE,
             generation2: 0,
+            bytes: bytes[..got].into(),
             links: [Link::EMPTY; 2],
         };
         Ok(self.blocks.insert(u64::MAX, block))

@@ -80,9 +80,11 @@ pub fn hits(tag: u64, address: u64, size: u64) -> bool {
     tag ^ address <= 4096 - size
 }
 
+/// The slot of an address. Folding in higher bits keeps streams that lie a multiple of 4 MiB apart from
+/// evicting each other at every step (memtest86+'s block moves: 300 ns an access without it).
 #[inline(always)]
 pub fn slot(address: u64) -> usize {
-    (address >> 12) as usize & (ENTRIES - 1)
+    (address >> 12 ^ address >> 22) as usize & (ENTRIES - 1)
 }
 
 impl Tlb {

@@ -89,6 +89,7 @@ fn binary(v: &mut Vcpu, i: &Insn, op: Binary, conditions: u16) -> Result<(), Exi
     if x.empty(0) || x.empty(1) {
         if x.underflow() {
             x.set_st(0, INDEFINITE);
+            x.status &= !(conditions & C2);
         }
         return Ok(());
     }
@@ -110,6 +111,7 @@ pub fn unary(v: &mut Vcpu, i: &Insn, op: Unary, conditions: u16) -> Result<(), E
     if x.empty(0) {
         if x.underflow() {
             x.set_st(0, INDEFINITE);
+            x.status &= !(conditions & C2);
         }
         return Ok(());
     }
@@ -130,6 +132,7 @@ pub fn double(v: &mut Vcpu, i: &Insn, op: Double, conditions: u16) -> Result<(),
         if if x.empty(0) { x.underflow() } else { x.overflow() } {
             x.set_st(0, INDEFINITE);
             x.push(INDEFINITE);
+            x.status &= !(conditions & C2);
         }
         return Ok(());
     }

@@ -53,7 +53,9 @@ pub fn fbstp(v: &mut Vcpu, i: &Insn) -> Result<(), Exit> {
     if empty {
         flags = IE | super::unit::status::SF;
     }
-    if flags & !x.control & EARLY == 0 {
+    let stored = flags & !x.control & EARLY == 0;
+    v.check_store(i.seg, address, 10)?;
+    if stored {
         v.store_bytes(i.seg, address, &bytes)?;
     }
     v.x87_note(i);

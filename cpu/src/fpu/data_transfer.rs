@@ -20,7 +20,8 @@ pub fn handler(x: &Instruction) -> Option<Handler> {
         M::Fld if extended => fld_extended,
         M::Fld | M::Fild => fld,
         M::Fst if register => |v, i| fst_register(v, i, 0),
-        M::Fstp | M::Fstpnce if register => |v, i| fst_register(v, i, 1),
+        M::Fstpnce => fstpnce,
+        M::Fstp if register => |v, i| fst_register(v, i, 1),
         M::Fstp if extended => fstp_extended,
         M::Fst | M::Fist => |v, i| fst(v, i, 0, false),
         M::Fstp | M::Fistp => |v, i| fst(v, i, 1, false),
@@ -107,15 +108,15 @@ fn fld_register(v: &mut Vcpu, i: &Insn) -> Result<(), Exit> {
     v.x87_enter()?;
     v.x87_note(i);
     let x = &mut v.state.x87;
-    if !x.room() {
-        return Ok(());
-    }
     let value = x.st(i.r0);
-    if !x.empty(i.r0) {
+    // An empty source goes before a full stack.
+    if x.empty(i.r0) {
+        if x.underflow() {
+            x.push(INDEFINITE);
+        }
+    } else if x.room() {
         x.report(0, C1);
         x.push(value);
-    } else if x.underflow() {
-        x.push(INDEFINITE);
     }
     Ok(())
 }
@@ -134,6 +135,21 @@ fn fst_register(v: &mut Vcpu, i: &Insn, pops: u8) -> Result<(), Exit> {
     Ok(())
 }
 
+/// FSTPNCE, the undocumented D9 /3: FSTP ST(i) that looks at no tag. Flags: C1 = 0.
+fn fstpnce(v: &mut Vcpu, i: &Insn) -> Result<(), Exit> {
+    v.x87_enter()?;
+    v.x87_note(i);
+    let x = &mut v.state.x87;
+    x.report(0, C1);
+    let (value, empty) = (x.st(0), x.empty(0));
+    x.set_st(i.r0, value);
+    if empty {
+        x.free(i.r0);
+    }
+    x.pop();
+    Ok(())
+}
+
 /// FST, FSTP m32, m64; FIST, FISTP, FISTTP (`chop`: truncates whatever RC says). Flags: C1.
 fn fst(v: &mut Vcpu, i: &Insn, pops: u8, chop: bool) -> Result<(), Exit> {
     v.x87_enter()?;
@@ -149,6 +165,10 @@ fn fst(v: &mut Vcpu, i: &Insn, pops: u8, chop: bool) -> Result<(), Exit> {
     let stored = flags & !x.control & (EARLY | OE | UE) == 0;
     if stored {
         v.x87_store(i, format.bytes(), bits)?;
+    } else {
+        // Nothing is written, but the place must be writable.
+        let address = v.operand_address(i, u32::from(format.bytes()), true)?;
+        v.check_store(i.seg, address, u64::from(format.bytes()))?;
     }
     v.x87_note(i);
     let x = &mut v.state.x87;
@@ -164,9 +184,11 @@ fn fstp_extended(v: &mut Vcpu, i: &Insn) -> Result<(), Exit> {
     v.x87_enter()?;
     let x = &v.state.x87;
     let (value, flags) = if x.empty(0) { (INDEFINITE, IE | SF) } else { (x.st(0), 0) };
-    if flags & !x.control & IE == 0 {
+    let stored = flags & !x.control & IE == 0;
+    let address = v.operand_address(i, 10, true)?;
+    v.check_store(i.seg, address, 10)?;
+    if stored {
         let bits = u128::from(value.sign_exponent) << 64 | u128::from(value.significand);
-        let address = v.operand_address(i, 10, true)?;
         v.store_bytes(i.seg, address, &bits.to_le_bytes()[..10])?;
     }
     v.x87_note(i);
