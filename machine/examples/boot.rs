@@ -15,8 +15,13 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let mut seconds = 30;
     let mut trace = None;
     let mut topics = vec!["registers".to_string(), "stats".to_string()];
-    let mut direct =
-        DirectBoot { kernel: Vec::new(), initrd: None, modules: Vec::new(), append: String::new(), ..Default::default() };
+    let mut direct = DirectBoot {
+        kernel: Vec::new(),
+        initrd: None,
+        modules: Vec::new(),
+        append: String::new(),
+        ..Default::default()
+    };
     let mut args = std::env::args().skip(1);
     while let Some(arg) = args.next() {
         let mut value = || args.next().ok_or("an argument is missing");
@@ -59,7 +64,10 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         for time in start..end {
             machine.run_until(time);
             let Some(s) = machine.cpu_state(0) else { break };
-            let mut b = [0; 8]; machine.read_physical(0x4f590f8, &mut b); let mut c = [0; 8]; machine.read_virtual(0, 0x4f590f8, &mut c);
+            let mut b = [0; 8];
+            machine.read_physical(0x4f590f8, &mut b);
+            let mut c = [0; 8];
+            machine.read_virtual(0, 0x4f590f8, &mut c);
             println!("{time} {:x} {:x?} {:x} {b:x?} {c:x?}", s.rip(), &s.gpr[..16], s.rflags.bits());
         }
         return Ok(());

@@ -13,7 +13,7 @@ const RUNNING: u64 = u64::MAX;
 pub enum Clock {
     Host {
         origin: Instant,
-        /// What to take from the host time since `origin`.
+        /// What to take from the host time since `origin`, modulo 2^64.
         shift: AtomicU64,
         /// The time at which the clock stands; [`RUNNING`] while it runs.
         stopped: AtomicU64,
@@ -45,7 +45,7 @@ impl Clock {
     pub fn now(&self) -> Nanos {
         match self {
             Clock::Host { origin, shift, stopped } => match stopped.load(Acquire) {
-                RUNNING => host_nanos(origin).saturating_sub(shift.load(Acquire)),
+                RUNNING => host_nanos(origin).wrapping_sub(shift.load(Acquire)),
                 time => time,
             },
             Clock::Instructions { fence, base, vcpu, start } => {
@@ -60,7 +60,7 @@ impl Clock {
         if let Clock::Host { origin, shift, stopped } = self {
             let time = stopped.load(Acquire);
             if time != RUNNING {
-                shift.store(host_nanos(origin).saturating_sub(time), Release);
+                shift.store(host_nanos(origin).wrapping_sub(time), Release);
                 stopped.store(RUNNING, Release);
             }
         }

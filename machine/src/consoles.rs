@@ -69,6 +69,20 @@ impl Consoles {
         }
     }
 
+    /// Input that the chips have not taken yet: of the serial ports, and of the keyboard.
+    pub fn waiting_input(&self) -> ([Vec<u8>; 4], Vec<(Key, bool)>) {
+        let serial = std::array::from_fn(|n| locked(&self.serial[n]).iter().copied().collect());
+        (serial, locked(&self.strokes).iter().copied().collect())
+    }
+
+    pub fn set_waiting_input(&self, serial: [Vec<u8>; 4], strokes: Vec<(Key, bool)>) {
+        for (queue, bytes) in self.serial.iter().zip(serial) {
+            *locked(queue) = bytes.into();
+        }
+        *locked(&self.strokes) = strokes.into();
+        self.waiting.store(true, SeqCst);
+    }
+
     /// Writes what is under way and ends the thread.
     pub fn finish(&self) {
         drop(locked(&self.sender).take());

@@ -48,7 +48,8 @@ pub fn set_up(
 }
 
 fn set_up_chips(board: &Board) {
-    let config = |id, offset: usize, size, value| board.chip_write(id, PCI_CONFIG, offset as u64, size, value);
+    let config =
+        |id, offset: usize, size, value| board.chip_write(id, PCI_CONFIG, offset as u64, size, value);
     // 0xC0000 to 0xFFFFF is RAM.
     config(ChipId::HostBridge, i440fx::PAM0, 1, 0x30);
     (1..7).for_each(|n| config(ChipId::HostBridge, i440fx::PAM0 + n, 1, 0x33));
@@ -70,7 +71,9 @@ fn set_up_chips(board: &Board) {
     board.chips.vga.lock().set_text_mode3(&font_8x16());
 
     // 8259As: vectors 08h and 70h, all masked. 8254: 18.2 Hz.
-    for (port, values) in [(0x20u16, [0x11u32, 0x08, 0x04, 0x01, 0xFF]), (0xA0, [0x11, 0x70, 0x02, 0x01, 0xFF])] {
+    for (port, values) in
+        [(0x20u16, [0x11u32, 0x08, 0x04, 0x01, 0xFF]), (0xA0, [0x11, 0x70, 0x02, 0x01, 0xFF])]
+    {
         for (n, value) in values.into_iter().enumerate() {
             board.write_port(port + u16::from(n > 0), 1, value);
         }

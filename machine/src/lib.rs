@@ -20,6 +20,7 @@ mod memory_map;
 pub mod monitor;
 mod ports;
 mod random;
+mod snapshot;
 mod supervisor;
 pub mod tables;
 mod timers;

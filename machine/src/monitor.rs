@@ -90,8 +90,8 @@ impl Machine {
 
 fn registers(s: &CpuState) -> String {
     const NAMES: [&str; 17] = [
-        "rax", "rcx", "rdx", "rbx", "rsp", "rbp", "rsi", "rdi", "r8", "r9", "r10", "r11", "r12", "r13", "r14", "r15",
-        "rip",
+        "rax", "rcx", "rdx", "rbx", "rsp", "rbp", "rsi", "rdi", "r8", "r9", "r10", "r11", "r12", "r13",
+        "r14", "r15", "rip",
     ];
     let mut text = String::new();
     for (n, name) in NAMES.iter().enumerate() {
@@ -106,11 +106,22 @@ fn registers(s: &CpuState) -> String {
             s.selector, s.base, s.limit, s.attributes
         );
     };
-    let names = [(seg::ES, "es"), (seg::CS, "cs"), (seg::SS, "ss"), (seg::DS, "ds"), (seg::FS, "fs"), (seg::GS, "gs")];
+    let names = [
+        (seg::ES, "es"),
+        (seg::CS, "cs"),
+        (seg::SS, "ss"),
+        (seg::DS, "ds"),
+        (seg::FS, "fs"),
+        (seg::GS, "gs"),
+    ];
     names.iter().for_each(|&(index, name)| segment(name, &s.seg[index]));
     segment("ldtr", &s.ldtr);
     segment("tr", &s.tr);
-    let _ = writeln!(text, "gdtr {:016x} {:04x} idtr {:016x} {:04x}", s.gdtr.base, s.gdtr.limit, s.idtr.base, s.idtr.limit);
+    let _ = writeln!(
+        text,
+        "gdtr {:016x} {:04x} idtr {:016x} {:04x}",
+        s.gdtr.base, s.gdtr.limit, s.idtr.base, s.idtr.limit
+    );
     let _ = writeln!(
         text,
         "cr0 {:08x} cr2 {:016x} cr3 {:016x} cr4 {:08x} efer {:04x}\ndr6 {:08x} dr7 {:08x} mxcsr {:08x} retired {}",

@@ -81,7 +81,10 @@ pub fn real(data: &mut Data) -> Result<Vec<u8>, IcedError> {
         a.mov(al, value)?;
         a.out(dx, al)?;
     }
-    // The text screen: blue.
+    // The text screen: no cursor (bit 5 of CRTC register 0Ah), blue.
+    a.mov(dx, 0x3D4)?;
+    a.mov(ax, 0x200A)?;
+    a.out(dx, ax)?;
     a.mov(ax, TEXT_MEMORY >> 4)?;
     a.mov(es, ax)?;
     a.xor(di, di)?;

@@ -35,9 +35,9 @@ impl Guest {
         self.draw_frame_of_screen()?;
         self.prepare_fractal()?;
         if self.options.smoke {
-            self.smoke()?
+            self.smoke()?;
         } else {
-            self.animate()?
+            self.animate()?;
         }
 
         self.a.set_label(&mut missing)?;
