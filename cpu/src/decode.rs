@@ -241,7 +241,12 @@ fn memory_operand(x: &Instruction, n: u32, kind: OpKind, key: BlockKey, i: &mut 
         MemorySegRSI | MemorySegRDI | MemoryESRDI => 8,
         _ => address_size(x, key),
     };
-    let segment = number(x.memory_segment());
+    let mut segment = number(x.memory_segment());
+    if key.code64() && usize::from(segment) < seg::FS {
+        // 64-bit mode ignores such prefixes: what remains of segments is #SS instead of #GP off RSP and RBP.
+        let stack = matches!(x.memory_base(), Register::RSP | Register::RBP | Register::ESP | Register::EBP);
+        segment = if stack { seg::SS } else { seg::DS } as u8;
+    }
     if kind == Memory {
         let base = x.memory_base();
         i.disp = x.memory_displacement64();

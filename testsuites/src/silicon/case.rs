@@ -10,7 +10,8 @@ pub mod at {
     pub const DATA_BYTES: usize = 0x3000;
     /// One page of code; the end of a case jumps to [`EXIT`].
     pub const CODE: u64 = 0x1100_0000;
-    pub const TRAMPOLINE: u64 = 0x1300_0000;
+    /// Far from what bit offsets and wild displacements reach from the data area.
+    pub const TRAMPOLINE: u64 = 0x6B5A_0000;
     pub const EXIT: u64 = TRAMPOLINE + 0x400;
     pub const RESTORE: u64 = TRAMPOLINE + 0x600;
 }

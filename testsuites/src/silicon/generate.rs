@@ -30,9 +30,6 @@ fn testable(x: &Instruction) -> bool {
         r.is_segment_register() || r.is_cr() || r.is_dr() || r.is_tr()
     });
     let far = x.is_jmp_far() || x.is_jmp_far_indirect() || x.is_call_far() || x.is_call_far_indirect();
-    let near_with_66 = (0..x.op_count()).any(|n| x.op_kind(n) == OpKind::NearBranch16)
-        || x.code() == Code::Retnw
-        || matches!(x.code(), Code::Jmp_rm16 | Code::Call_rm16 | Code::Retnw_imm16);
     let excluded = matches!(
         x.mnemonic(),
         // The machine around the processor.
@@ -54,12 +51,42 @@ fn testable(x: &Instruction) -> bool {
     !excluded
         && !special
         && !far
-        && !near_with_66
         && !x.is_privileged()
         && !name.starts_with("Xsave")
         && !name.starts_with("Xrstor")
         && x.memory_segment() != Register::FS
         && x.segment_prefix() != Register::FS
+}
+
+/// Encodings that the host, an AMD or an Intel processor, may take differently from the manual of the other.
+fn disputed(x: &Instruction, bytes: &[u8]) -> Option<&'static str> {
+    use Mnemonic as M;
+    let prefixes = &bytes[..bytes
+        .iter()
+        .position(|b| {
+            !matches!(b, 0x66 | 0x67 | 0xF0 | 0xF2 | 0xF3 | 0x26 | 0x2E | 0x36 | 0x3E | 0x64 | 0x65)
+        })
+        .unwrap_or(0)];
+    let has = |b: u8| prefixes.contains(&b);
+    let rex = bytes[prefixes.len()];
+    let branch =
+        !matches!(x.flow_control(), FlowControl::Next | FlowControl::Exception | FlowControl::Interrupt);
+    match x.mnemonic() {
+        _ if branch && has(0x66) => {
+            Some("near branch with 66: AMD cuts RIP to 16 bits, Intel ignores the prefix")
+        }
+        M::Loope | M::Loopne if has(0xF2) || has(0xF3) => {
+            Some("LOOPcc with REP: on AMD the prefix picks the condition")
+        }
+        M::Pause if rex & 0xF1 == 0x41 => Some("F3 REX.B 90: iced and Intel PAUSE, AMD XCHG R8, RAX"),
+        M::Reservednop if x.op0_kind() == OpKind::Register => {
+            Some("0F 0D with a register: #UD on AMD, NOP on Intel")
+        }
+        M::Cvtpi2ps if x.op1_kind() == OpKind::Memory => Some("enters MMX state on Intel, not on AMD"),
+        M::Movsxd if x.op0_register().size() == 2 => Some("AMD reads 32 bits"),
+        M::Tzcnt | M::Lzcnt => Some("BSF and BSR in our model"),
+        _ => None,
+    }
 }
 
 impl Generator {
@@ -70,7 +97,12 @@ impl Generator {
         for _ in 0..1_500_000 {
             let (head, bytes) = random_bytes(&mut rng);
             let x = Decoder::new(64, &bytes, DecoderOptions::NONE).decode();
-            if x.is_invalid() || !features.allows(&x) || !testable(&x) || x.len() < head.len() - 1 {
+            if x.is_invalid()
+                || !features.allows(&x)
+                || !testable(&x)
+                || disputed(&x, &bytes).is_some()
+                || x.len() < head.len() - 1
+            {
                 continue;
             }
             let templates = found.entry(x.code()).or_default();
@@ -147,7 +179,7 @@ impl Generator {
                 }
                 let mut decoder = Decoder::with_ip(64, &bytes, ip, DecoderOptions::NONE);
                 let x = decoder.decode();
-                if x.code() != *code || !testable(&x) || x.is_invalid() {
+                if x.code() != *code || !testable(&x) || x.is_invalid() || disputed(&x, &bytes).is_some() {
                     continue;
                 }
                 let offsets = decoder.get_constant_offsets(&x);
@@ -264,6 +296,19 @@ fn steer(
         case.gpr[2] = if rng.random() { 0 } else { rng.random_range(0..40) };
         if rng.random_ratio(1, 4) {
             case.gpr[2] = !0;
+        }
+    }
+    // With a count over the width the result is open.
+    if let M::Shld | M::Shrd = x.mnemonic()
+        && x.op1_register().size() == 2
+    {
+        if x.op2_kind() == OpKind::Immediate8 {
+            bytes[offsets.immediate_offset()] = rng.random_range(0..=16);
+        } else if x.ip() == at::CODE && *claimed & 2 == 0 {
+            *claimed |= 2;
+            case.gpr[1] = rng.random_range(0..=16);
+        } else {
+            bytes.fill(0x90);
         }
     }
     // A bit offset reaches far beyond the operand.

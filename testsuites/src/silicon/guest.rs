@@ -22,6 +22,7 @@ const EXIT_PAGE: u64 = 0x12_0000;
 const P: u64 = 1;
 const RW: u64 = 2;
 const US: u64 = 4;
+const XD: u64 = 1 << 63;
 
 /// See the head of this file.
 pub struct Guest {
@@ -42,21 +43,23 @@ impl Guest {
 
     fn tables(&self) {
         let entry = |table: u64, index: u64, value: u64| self.put(table + index * 8, value);
-        // The user half: 1 GiB from 0, one page table for each part of 2 MiB that is in use.
+        // The user half: 2 GiB from 0, one page table for each part of 2 MiB that is in use.
         entry(PML4, 0, 0x2000 | P | RW | US);
         entry(0x2000, 0, 0x3000 | P | RW | US);
+        entry(0x2000, 1, 0x1_0000 | P | RW | US);
         let mut table = 0x4000;
         for (linear, physical, pages, bits) in
-            [(at::DATA, DATA, 2, RW), (at::CODE, CODE, 1, RW), (at::TRAMPOLINE, EXIT_PAGE, 1, 0)]
+            [(at::DATA, DATA, 2, RW | XD), (at::CODE, CODE, 1, RW), (at::TRAMPOLINE, EXIT_PAGE, 1, 0)]
         {
-            entry(0x3000, linear >> 21, table | P | RW | US);
+            let directory = if linear >> 30 == 0 { 0x3000 } else { 0x1_0000 };
+            entry(directory, linear >> 21 & 511, table | P | RW | US);
             for n in 0..pages {
                 entry(table, (linear >> 12 & 511) + n, (physical + n * 0x1000) | P | US | bits);
             }
             table += 0x1000;
         }
         // The third data page may only be read.
-        entry(0x4000, 2, (DATA + 0x2000) | P | US);
+        entry(0x4000, 2, (DATA + 0x2000) | P | US | XD);
         // The kernel.
         entry(PML4, 511, 0x7000 | P | RW);
         entry(0x7000, 510, 0xE000 | P | RW);

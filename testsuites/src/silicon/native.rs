@@ -32,9 +32,11 @@ struct Context {
     cr2: u64,
 }
 
-const CONTEXT: u64 = 0x1200_0000;
+const CONTEXT: u64 = 0x5A6B_0000;
 static RUNNING: AtomicBool = AtomicBool::new(false);
-const SIGNALS: [i32; 5] = [libc::SIGSEGV, libc::SIGILL, libc::SIGFPE, libc::SIGTRAP, libc::SIGBUS];
+/// SIGALRM: a case that does not end.
+const SIGNALS: [i32; 6] =
+    [libc::SIGALRM, libc::SIGSEGV, libc::SIGILL, libc::SIGFPE, libc::SIGTRAP, libc::SIGBUS];
 const NO_TRAP: u64 = !0;
 
 /// See the head of this file.
@@ -99,8 +101,10 @@ impl Native {
             (*context).rflags_in = case.rflags;
             (*context).trap = NO_TRAP;
             RUNNING.store(true, SeqCst);
+            libc::alarm(5);
             let f: extern "C" fn() = std::mem::transmute(at::TRAMPOLINE as *const u8);
             f();
+            libc::alarm(0);
             RUNNING.store(false, SeqCst);
             let c = &*context;
             let vector = c.trap as u8;
@@ -135,6 +139,9 @@ fn read<'a>(address: u64, len: usize) -> &'a [u8] {
 extern "C" fn handler(signal: i32, _: *mut libc::siginfo_t, ucontext: *mut libc::c_void) {
     if !RUNNING.load(SeqCst) {
         // Not a case's: let it happen again with the default action.
+        if signal == libc::SIGALRM {
+            return;
+        }
         // SAFETY: async-signal-safe.
         unsafe { libc::signal(signal, libc::SIG_DFL) };
         return;
@@ -151,7 +158,7 @@ extern "C" fn handler(signal: i32, _: *mut libc::siginfo_t, ucontext: *mut libc:
         c.rip_out = machine.gregs[16] as u64;
         c.rflags_out = machine.gregs[17] as u64;
         c.error = machine.gregs[19] as u64;
-        c.trap = machine.gregs[20] as u64;
+        c.trap = if signal == libc::SIGALRM { 0xFF } else { machine.gregs[20] as u64 };
         c.cr2 = machine.gregs[22] as u64;
         std::ptr::copy_nonoverlapping(machine.fpregs.cast::<u8>(), c.fx_out.as_mut_ptr(), 512);
         machine.gregs[16] = at::RESTORE as i64;
