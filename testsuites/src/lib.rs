@@ -1,6 +1,8 @@
 //! Conformance runners, oracles and differential testers for the processor.
 
+pub mod cpio;
 pub mod flat;
+pub mod guest;
 pub mod moo;
 #[cfg(all(target_os = "linux", target_arch = "x86_64"))]
 pub mod silicon;

@@ -1,0 +1,273 @@
+//! Real guests from Debian packages on the interpreter. `cargo x test` fetches them; without them each test says
+//! which package is missing and counts as skipped. `TRIMARAN_LONG=1` adds the long ones.
+
+use libtest_mimic::{Arguments, Failed, Trial};
+use std::path::Path;
+use trimaran_machine::boot::DirectBoot;
+use trimaran_machine::media::RawImage;
+use trimaran_machine::{IdeDrive, MachineConfig, Outcome, firmware};
+use trimaran_testsuites::cpio::Archive;
+use trimaran_testsuites::guest::{self, Guest};
+
+type Check = fn() -> Result<(), String>;
+
+const SAMPLES: &[(&str, Check)] = &[
+    ("memtest86+ x64, direct", || memtest("boot/memtest86+x64.bin")),
+    ("memtest86+ ia32, direct", || memtest("boot/memtest86+ia32.bin")),
+    ("GRUB rescue CD", grub_cd),
+    ("GRUB rescue floppy", grub_floppy),
+    ("Linux amd64: serial shell, power off", linux_amd64),
+    ("Linux amd64, 2 processors: a disk partitioned, formatted and written", linux_disk),
+    ("Linux i386: text installer", installer_i386),
+];
+
+const LONG: &[(&str, Check)] = &[("memtest86+ x64 for a minute and a half", memtest_long)];
+
+fn main() {
+    let long = std::env::var_os("TRIMARAN_LONG").is_some();
+    let all = SAMPLES.iter().chain(if long { LONG } else { &[] });
+    let trials = all.map(|&(name, check)| Trial::test(name, move || run(name, check))).collect();
+    let mut arguments = Arguments::from_args();
+    // A machine keeps a core busy, and the times above are for one that has it.
+    arguments.test_threads.get_or_insert(2);
+    libtest_mimic::run(&arguments, trials).exit();
+}
+
+fn run(name: &str, check: Check) -> Result<(), Failed> {
+    match check() {
+        Err(why) if why.starts_with("skipped: ") => {
+            println!("{name}: {why}");
+            Ok(())
+        }
+        Err(why) => Err(why.into()),
+        Ok(()) => Ok(()),
+    }
+}
+
+fn direct(kernel: Vec<u8>, append: &str, initrd: Option<Vec<u8>>) -> MachineConfig {
+    let direct = DirectBoot { kernel, initrd, append: append.into(), ..DirectBoot::default() };
+    MachineConfig { memory: 256 << 20, direct: Some(direct), ..MachineConfig::default() }
+}
+
+fn seabios() -> Result<MachineConfig, String> {
+    let image = |name: &str| guest::bytes("seabios", &format!("usr/share/seabios/{name}"));
+    Ok(MachineConfig {
+        firmware: Some(image("bios-256k.bin")?),
+        vga_bios: Some(image("vgabios-stdvga.bin")?),
+        boot_order: vec![firmware::BootDevice::CdRom, firmware::BootDevice::Floppy],
+        ..MachineConfig::default()
+    })
+}
+
+/// Its tests run and find no error.
+fn memtest(path: &str) -> Result<(), String> {
+    let kernel = guest::bytes("memtest86+", path)?;
+    let guest = Guest::start(MachineConfig { memory: 16 << 20, ..direct(kernel, "", None) })?;
+    guest.screen_shows("Memtest86+", 60)?;
+    // The status line names the running test.
+    guest.screen_until("third test", 120, |s| s.contains("#3") || s.contains("#4"))?;
+    no_memtest_error(&guest)
+}
+
+fn no_memtest_error(guest: &Guest) -> Result<(), String> {
+    let screen = guest.screen();
+    let clean = screen.lines().any(|l| l.contains("Errors: 0"));
+    if clean { Ok(()) } else { Err(format!("memtest86+ does not say \"Errors: 0\":\n{screen}")) }
+}
+
+fn memtest_long() -> Result<(), String> {
+    let kernel = guest::bytes("memtest86+", "boot/memtest86+x64.bin")?;
+    let guest = Guest::start(direct(kernel, "", None))?;
+    guest.screen_shows("Memtest86+", 60)?;
+    std::thread::sleep(std::time::Duration::from_secs(90));
+    no_memtest_error(&guest)
+}
+
+fn grub_cd() -> Result<(), String> {
+    let iso = guest::file("grub-rescue-pc", "usr/lib/grub-rescue/grub-rescue-cdrom.iso")?;
+    let mut config = seabios()?;
+    config.ide[2] = Some(IdeDrive::CdRom(Some(Box::new(open(&iso)?))));
+    grub(config, "(cd0)")
+}
+
+fn grub_floppy() -> Result<(), String> {
+    let image = guest::file("grub-rescue-pc", "usr/lib/grub-rescue/grub-rescue-floppy.img")?;
+    let mut config = seabios()?;
+    config.floppies[0] = Some(Some(Box::new(open(&image)?)));
+    grub(config, "(fd0)")
+}
+
+fn open(path: &Path) -> Result<RawImage, String> {
+    RawImage::open(path, true).map_err(|e| e.to_string())
+}
+
+/// The menu comes up; at its command line `ls`, `lsmmap` and `videoinfo` answer.
+fn grub(config: MachineConfig, drive: &str) -> Result<(), String> {
+    let guest = Guest::start(config)?;
+    guest.screen_shows("GNU GRUB", 120)?;
+    guest.screen_shows("Change the colors", 60)?;
+    guest.machine.type_text("c");
+    guest.screen_shows("grub>", 60)?;
+    guest.machine.type_text("ls\n");
+    guest.screen_shows(drive, 60)?;
+    guest.machine.type_text("lsmmap\n");
+    guest.screen_shows("available RAM", 60)?;
+    guest.machine.type_text("videoinfo\n");
+    guest.screen_until("a list of video modes", 60, |s| s.contains("1024 x  768") || s.contains("EDID"))?;
+    Ok(())
+}
+
+/// A RAM disk with busybox whose `/init` is a shell on COM1.
+fn busybox() -> Result<Vec<u8>, String> {
+    let busybox = guest::bytes("busybox-static", "bin/busybox")?;
+    let mut archive = Archive::default();
+    for directory in ["bin", "proc", "sys", "dev", "mnt"] {
+        archive.directory(directory);
+    }
+    let init = b"#!/bin/busybox sh\n/bin/busybox --install -s /bin\nmount -t proc proc /proc\nmount -t sysfs sys /sys\n\
+        mount -t devtmpfs dev /dev\necho guest is up\nexec setsid cttyhack sh\n";
+    archive.program("bin/busybox", &busybox).program("init", init);
+    archive.finish().map_err(|e| e.to_string())
+}
+
+fn linux(memory: u64, cpus: usize) -> Result<MachineConfig, String> {
+    let kernel = guest::bytes("linux-image-amd64", "vmlinuz")?;
+    let config = direct(kernel, "console=tty0 console=ttyS0 quiet", Some(busybox()?));
+    Ok(MachineConfig { memory: memory << 20, cpus, ..config })
+}
+
+/// A shell on COM1 and on the screen; commands run; `poweroff` ends the machine.
+fn linux_amd64() -> Result<(), String> {
+    let mut guest = Guest::start(linux(256, 1)?)?;
+    guest.expect("guest is up", 240)?;
+    guest.line("echo $((6 * 7)) and $(uname -m); sha256sum /bin/busybox | cut -c1-8");
+    guest.expect("42 and x86_64", 30)?;
+    guest.line("setsid sh -c 'exec sh </dev/tty1 >/dev/tty1 2>&1' &");
+    std::thread::sleep(std::time::Duration::from_secs(2));
+    guest.machine.type_text("echo on the screen $((1000 - 1))\n");
+    guest.screen_shows("on the screen 999", 30)?;
+    guest.line("poweroff -f");
+    match guest.ends(60)? {
+        Outcome::PoweredOff => Ok(()),
+        other => Err(format!("ended with {other:?} instead of power off")),
+    }
+}
+
+/// Both processors come up and work at once; a disk is partitioned, formatted and written by DMA, and read back by
+/// the host; again by PIO.
+fn linux_disk() -> Result<(), String> {
+    let folder = std::env::temp_dir().join(format!("trimaran-disk-{}", std::process::id()));
+    std::fs::create_dir_all(&folder).map_err(|e| e.to_string())?;
+    let path = folder.join("disk.img");
+    let file = std::fs::File::create(&path).and_then(|f| f.set_len(32 << 20));
+    file.map_err(|e| format!("{}: {e}", path.display()))?;
+    let result = with_disk(&path);
+    let text = std::fs::read(&path).map_err(|e| e.to_string());
+    std::fs::remove_dir_all(&folder).map_err(|e| e.to_string())?;
+    result?;
+    let bytes = text?;
+    let has = |text: &[u8]| bytes.windows(text.len()).any(|w| w == text);
+    if bytes[510..512] != [0x55, 0xAA] {
+        return Err("the guest's partition table did not reach the image".into());
+    }
+    if !has(b"written by the guest, by DMA") || !has(b"written by the guest, by PIO") {
+        return Err("the guest's files did not reach the image".into());
+    }
+    Ok(())
+}
+
+fn with_disk(path: &Path) -> Result<(), String> {
+    for (mode, append) in [("DMA", ""), ("PIO", " libata.dma=0")] {
+        let mut config = linux(256, 2)?;
+        if let Some(direct) = &mut config.direct {
+            direct.append.push_str(append);
+            // Debian's kernel has its disk drivers as modules.
+            direct.initrd = Some(with_modules()?);
+        }
+        let image = RawImage::open(path, false).map_err(|e| e.to_string())?;
+        config.ide[0] = Some(IdeDrive::Disk(Box::new(image)));
+        let mut guest = Guest::start(config)?;
+        guest.expect("guest is up", 240)?;
+        guest.line("nproc; ls /dev/sda && echo there is a disk");
+        guest.expect("2", 30)?;
+        guest.expect("there is a disk", 30)?;
+        if mode == "DMA" {
+            guest.line("printf 'n\\np\\n1\\n\\n\\nw\\n' | fdisk /dev/sda >/dev/null; mkfs.ext2 /dev/sda1 && echo made");
+            guest.expect("made", 60)?;
+        }
+        guest.line(&format!(
+            "mount -t ext2 /dev/sda1 /mnt && echo written by the guest, by {mode} > /mnt/{mode} && umount /mnt && echo done {mode}"
+        ));
+        guest.expect(&format!("done {mode}"), 60)?;
+        guest.line("for n in 1 2; do (i=0; while [ $i -lt 20000 ]; do i=$((i+1)); done; echo worker $n) & done; wait; echo both ended");
+        guest.expect("both ended", 120)?;
+        guest.line("poweroff -f");
+        guest.ends(60)?;
+    }
+    Ok(())
+}
+
+/// The RAM disk with the modules for an IDE disk and ext2, loaded before the shell starts.
+fn with_modules() -> Result<Vec<u8>, String> {
+    let busybox = guest::bytes("busybox-static", "bin/busybox")?;
+    let root = guest::folder().ok_or("skipped: no guests; run `cargo x guests`")?.join("lib/modules");
+    let version = std::fs::read_dir(&root)
+        .ok()
+        .and_then(|mut d| d.next()?.ok())
+        .ok_or("skipped: no kernel modules of Debian package linux-image-amd64; run `cargo x guests`")?;
+    let kernel = version.path().join("kernel");
+    let modules = [
+        "drivers/scsi/scsi_common.ko",
+        "drivers/scsi/scsi_mod.ko",
+        "drivers/ata/libata.ko",
+        "drivers/ata/ata_piix.ko",
+        "lib/crc-t10dif.ko",
+        "block/t10-pi.ko",
+        "drivers/scsi/sd_mod.ko",
+        "lib/crc16.ko",
+        "fs/mbcache.ko",
+        "fs/jbd2/jbd2.ko",
+        "fs/ext4/ext4.ko",
+    ];
+    let mut archive = Archive::default();
+    for directory in ["bin", "proc", "sys", "dev", "mnt", "lib"] {
+        archive.directory(directory);
+    }
+    let mut load = String::new();
+    for (n, module) in modules.iter().enumerate() {
+        // What is built into this kernel is no module.
+        if let Ok(bytes) = std::fs::read(kernel.join(module)) {
+            archive.program(&format!("lib/{n}.ko"), &bytes);
+            load += &format!("insmod /lib/{n}.ko\n");
+        }
+    }
+    let init = format!(
+        "#!/bin/busybox sh\n/bin/busybox --install -s /bin\nmount -t proc proc /proc\nmount -t sysfs sys /sys\n\
+         mount -t devtmpfs dev /dev\n{load}sleep 2\necho guest is up\nexec setsid cttyhack sh\n"
+    );
+    archive.program("bin/busybox", &busybox).program("init", init.as_bytes());
+    archive.finish().map_err(|e| e.to_string())
+}
+
+/// The first dialog comes up and a key moves the selection.
+fn installer_i386() -> Result<(), String> {
+    let at = "usr/lib/debian-installer/images/12/i386/text/debian-installer/i386";
+    let package = "debian-installer-12-netboot-i386";
+    let kernel = guest::bytes(package, &format!("{at}/linux"))?;
+    let initrd = guest::bytes(package, &format!("{at}/initrd.gz"))?;
+    let guest = Guest::start(MachineConfig {
+        memory: 512 << 20,
+        ..direct(kernel, "vga=normal fb=false priority=low quiet", Some(initrd))
+    })?;
+    let first = guest.screen_shows("Select a language", 400).or_else(|_| guest.screen_shows("Choose", 10))?;
+    let cells = || guest.machine.text_screen().map(|s| s.cells);
+    let before = cells();
+    guest.machine.send_keys("down").map_err(|e| e.to_string())?;
+    for _ in 0..100 {
+        std::thread::sleep(std::time::Duration::from_millis(200));
+        if cells() != before {
+            return Ok(());
+        }
+    }
+    Err(format!("the down key moved nothing:\n{first}"))
+}
