@@ -42,7 +42,7 @@ impl<E: Into<anyhow::Error>> From<E> for Failure {
 
 fn main() {
     let options = Options::from_command_line();
-    let code = match trace::start(&options).and_then(|()| run::run(options)) {
+    let code = match trace::start(&options).and_then(|()| run::run(&options)) {
         Ok(code) => code,
         Err(Failure::Usage(message)) => {
             eprintln!("trimaran: {message}\nTry `trimaran --help`.");

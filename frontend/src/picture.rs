@@ -2,12 +2,9 @@
 
 use trimaran_devices::vga::Frame;
 
-/// Width over height of the screens that VGA's own modes were made for.
-const VGA_SCREEN: (usize, usize) = (4, 3);
-
 /// Where the picture stands in a window: left, top, width, height.
 pub fn place(frame: &Frame, width: usize, height: usize) -> (usize, usize, usize, usize) {
-    let (across, down) = aspect(frame);
+    let (across, down) = (frame.width.max(1), frame.height.max(1));
     // As wide as possible, unless that is too high.
     let (w, h) = if width * down <= height * across {
         (width, width * down / across)
@@ -15,12 +12,6 @@ pub fn place(frame: &Frame, width: usize, height: usize) -> (usize, usize, usize
         (height * across / down, height)
     };
     ((width - w) / 2, (height - h) / 2, w, h)
-}
-
-/// VGA's 720x400 and its kin have pixels that are not square; a picture near to them is shown dot by dot.
-fn aspect(frame: &Frame) -> (usize, usize) {
-    let (width, height) = (frame.width.max(1), frame.height.max(1));
-    if width > 2 * height || height > width { VGA_SCREEN } else { (width, height) }
 }
 
 /// Draws the picture into a window's pixels, black around it.

@@ -19,10 +19,10 @@ const FLOPPIES: usize = 2;
 const IDE_PLACES: usize = 4;
 const SERIAL_PORTS: usize = 4;
 
-pub fn run(options: Options) -> Result<i32, Failure> {
+pub fn run(options: &Options) -> Result<i32, Failure> {
     check_memory(options.memory)?;
-    let display = choose_display(&options)?;
-    check_stdio(&options, display)?;
+    let display = choose_display(options)?;
+    check_stdio(options, display)?;
     let mut config = MachineConfig {
         memory: options.memory,
         cpus: options.cpus,
@@ -39,9 +39,9 @@ pub fn run(options: Options) -> Result<i32, Failure> {
     let factory: Arc<dyn EngineFactory> = match options.engine {
         EngineName::Interp => Arc::new(Interpreter),
     };
-    let cdroms = attach_drives(&options, &mut config)?;
-    let guest = choose_guest(&options, &mut config, factory.name())?;
-    let inputs = open_ports(&options, display, &mut config)?;
+    let cdroms = attach_drives(options, &mut config)?;
+    let guest = choose_guest(options, &mut config, factory.name())?;
+    let inputs = open_ports(options, display, &mut config)?;
     let monitor = options.monitor.as_ref().map(monitor::open).transpose()?;
 
     let mut machine = Machine::new(config, &factory)?;
@@ -60,7 +60,7 @@ pub fn run(options: Options) -> Result<i32, Failure> {
         Display::Terminal => terminal::run(&session, deadline)?,
         Display::None => wait(&session, deadline),
     }
-    finish(&options, session, deadline)
+    finish(options, session, deadline)
 }
 
 /// Waits for the end without showing anything.
