@@ -141,10 +141,10 @@ fn fstpnce(v: &mut Vcpu, i: &Insn) -> Result<(), Exit> {
     v.x87_note(i);
     let x = &mut v.state.x87;
     x.report(0, C1);
-    let (value, empty) = (x.st(0), x.empty(0));
-    x.set_st(i.r0, value);
-    if empty {
-        x.free(i.r0);
+    // An empty register is popped and not copied.
+    if !x.empty(0) {
+        let value = x.st(0);
+        x.set_st(i.r0, value);
     }
     x.pop();
     Ok(())

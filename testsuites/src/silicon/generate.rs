@@ -64,11 +64,14 @@ fn disputed(x: &Instruction, bytes: &[u8]) -> Option<&'static str> {
     let prefixes = &bytes[..bytes
         .iter()
         .position(|b| {
-            !matches!(b, 0x66 | 0x67 | 0xF0 | 0xF2 | 0xF3 | 0x26 | 0x2E | 0x36 | 0x3E | 0x64 | 0x65)
+            !matches!(
+                b,
+                0x66 | 0x67 | 0xF0 | 0xF2 | 0xF3 | 0x26 | 0x2E | 0x36 | 0x3E | 0x64 | 0x65 | 0x40..=0x4F
+            )
         })
         .unwrap_or(0)];
     let has = |b: u8| prefixes.contains(&b);
-    let rex = bytes[prefixes.len()];
+    let rex = prefixes.last().copied().unwrap_or(0);
     let branch =
         !matches!(x.flow_control(), FlowControl::Next | FlowControl::Exception | FlowControl::Interrupt);
     match x.mnemonic() {
