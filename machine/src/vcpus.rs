@@ -18,7 +18,8 @@ use trimaran_cpu::state::{Activity, RFlags};
 
 /// Instructions that a vCPU runs before its thread looks around.
 const SLICE: u64 = 100_000_000;
-/// Instructions of a turn in a deterministic machine.
+/// Instructions of a turn in a deterministic machine, at least. Turns differ in length, lest a loop that holds a lock
+/// most of the time always be interrupted while it does.
 const QUANTUM: u64 = 10_000;
 /// A vCPU in MWAIT looks at its line this often.
 const MWAIT_LOOK: Duration = Duration::from_millis(1);
@@ -29,6 +30,16 @@ const WAKES: u32 = NMI | SMI | INIT | SIPI | STOP;
 pub struct Turn {
     pub vcpu: usize,
     pub left: u64,
+    /// Turns so far.
+    pub count: u64,
+}
+
+impl Turn {
+    fn next(self, vcpu: usize) -> Self {
+        let count = self.count.wrapping_add(1);
+        let spread = count.wrapping_mul(0x9E37_79B9_7F4A_7C15) >> 54;
+        Turn { vcpu, left: QUANTUM + spread, count }
+    }
 }
 
 /// The engines, and what the threads share.
@@ -151,7 +162,7 @@ impl Vcpus {
             let count = self.engines.len();
             let next = (1..=count).map(|i| (turn.vcpu + i) % count);
             let vcpu = next.into_iter().find(|&n| self.runnable(board, n))?;
-            *turn = Turn { vcpu, left: QUANTUM };
+            *turn = turn.next(vcpu);
         }
         Some(*turn)
     }

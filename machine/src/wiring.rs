@@ -70,7 +70,8 @@ impl Board {
                     self.fence.vcpus.iter().for_each(|vcpu| vcpu.raise(attention::REMAP));
                 }
             }
-            Effect::Smi => (0..self.chips.lapics.len()).for_each(|n| self.attend(n, attention::SMI)),
+            // To the bootstrap processor alone: SeaBIOS moves only its SMBASE, as on other virtual PCs.
+            Effect::Smi => self.attend(0, attention::SMI),
             Effect::Exit { status } => self.ask(Request::Exit(status)),
             Effect::Remap => self.remap(),
             Effect::DmaRequest { channel, level } => self.dma_request(channel, level),

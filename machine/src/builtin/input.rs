@@ -180,7 +180,6 @@ impl Guest {
     fn show_pointer(&mut self) -> Asm {
         let bitmaps = self.data.put(16, &pointer_bitmaps());
         let outline_to_filling = POINTER_SIZE * 2;
-        let line_end = (PITCH - POINTER_SIZE * 4) as i32;
         let a = &mut self.a;
         let [mut line, mut pixel, mut no_outline, mut no_filling] = std::array::from_fn(|_| a.create_label());
         a.set_label(&mut self.routines.show_pointer)?;
@@ -188,6 +187,8 @@ impl Guest {
         a.mov(r9d, dword_ptr(rbp + var::MOUSE_Y))?;
         super::screen::pixel_address(a)?;
         a.mov(qword_ptr(rbp + var::POINTER), rdi)?;
+        a.mov(r11d, PITCH - POINTER_SIZE * 4)?;
+        a.set_label(&mut self.routines.paint_pointer)?;
         a.lea(rsi, qword_ptr(rbp + var::BELOW_POINTER))?;
         a.mov(ebx, bitmaps)?;
         a.mov(r8d, POINTER_SIZE)?;
@@ -211,7 +212,7 @@ impl Guest {
         a.add(rdi, 4)?;
         a.dec(ecx)?;
         a.jnz(pixel)?;
-        a.add(rdi, line_end)?;
+        a.add(rdi, r11)?;
         a.dec(r8d)?;
         a.jnz(line)?;
         a.ret()?;
@@ -221,15 +222,17 @@ impl Guest {
         a.mov(rdi, qword_ptr(rbp + var::POINTER))?;
         a.cmp(edi, -1)?;
         a.je(hidden)?;
+        a.mov(dword_ptr(rbp + var::POINTER), -1)?;
+        a.mov(r11d, PITCH - POINTER_SIZE * 4)?;
+        a.set_label(&mut self.routines.wipe_pointer)?;
         a.lea(rsi, qword_ptr(rbp + var::BELOW_POINTER))?;
         a.mov(r8d, POINTER_SIZE)?;
         a.set_label(&mut line)?;
         a.mov(ecx, POINTER_SIZE)?;
         a.rep().movsd()?;
-        a.add(rdi, line_end)?;
+        a.add(rdi, r11)?;
         a.dec(r8d)?;
         a.jnz(line)?;
-        a.mov(dword_ptr(rbp + var::POINTER), -1)?;
         a.set_label(&mut hidden)?;
         a.ret()
     }

@@ -91,6 +91,10 @@ struct Routines {
     show_pointer: CodeLabel,
     /// Puts back what lay below the pointer.
     hide_pointer: CodeLabel,
+    /// Paints the pointer at rdi, where lines are r11 bytes longer than the pointer, and keeps what lies below it.
+    paint_pointer: CodeLabel,
+    /// Puts that back, at rdi with the same r11.
+    wipe_pointer: CodeLabel,
     power_off: CodeLabel,
 }
 
@@ -111,6 +115,8 @@ impl Guest {
             poll: label(),
             show_pointer: label(),
             hide_pointer: label(),
+            paint_pointer: label(),
+            wipe_pointer: label(),
             power_off: label(),
         };
         Ok(Guest { a, data: Data::new(), options: options.clone(), routines })

@@ -126,11 +126,48 @@ impl Guest {
         a.ret()
     }
 
+    /// The pointer must not flicker: where it stands on the picture it is painted into the back buffer first; only
+    /// on the picture's edge it is taken away for as long as the picture is copied.
     fn present(&mut self) -> Asm {
+        const BACK_PITCH: u32 = PICTURE.0 * 4;
         let a = &mut self.a;
-        let mut line = a.create_label();
+        let [mut edge, mut apart, mut copy, mut line] = std::array::from_fn(|_| a.create_label());
         a.set_label(&mut self.routines.present)?;
         a.call(self.routines.hide_pointer)?;
+        a.call(self.routines.show_pointer)?;
+        // r14, r15: the pointer's column and line on the picture.
+        a.mov(r14d, dword_ptr(rbp + var::MOUSE_X))?;
+        a.sub(r14d, PICTURE_AT.0 as i32)?;
+        a.mov(r15d, dword_ptr(rbp + var::MOUSE_Y))?;
+        a.sub(r15d, PICTURE_AT.1 as i32)?;
+        for (place, size) in [(r14d, PICTURE.0), (r15d, PICTURE.1)] {
+            a.cmp(place, size as i32)?;
+            a.jge(apart)?;
+            a.cmp(place, -(POINTER_SIZE as i32))?;
+            a.jle(apart)?;
+        }
+        for (place, size) in [(r14d, PICTURE.0), (r15d, PICTURE.1)] {
+            a.cmp(place, size - POINTER_SIZE)?;
+            a.ja(edge)?;
+        }
+        a.imul_3(edi, r15d, BACK_PITCH as i32)?;
+        a.lea(rdi, qword_ptr(rdi + r14 * 4 + BACK_BUFFER))?;
+        a.push(rdi)?;
+        a.mov(r11d, BACK_PITCH - POINTER_SIZE * 4)?;
+        a.call(self.routines.paint_pointer)?;
+        a.call(copy)?;
+        a.pop(rdi)?;
+        a.mov(r11d, BACK_PITCH - POINTER_SIZE * 4)?;
+        a.jmp(self.routines.wipe_pointer)?;
+
+        a.set_label(&mut edge)?;
+        a.call(self.routines.hide_pointer)?;
+        a.call(copy)?;
+        a.jmp(self.routines.show_pointer)?;
+
+        a.set_label(&mut apart)?;
+        a.zero_bytes()?;
+        a.set_label(&mut copy)?;
         a.mov(r8d, PICTURE_AT.0)?;
         a.mov(r9d, PICTURE_AT.1)?;
         pixel_address(a)?;
@@ -139,10 +176,10 @@ impl Guest {
         a.set_label(&mut line)?;
         a.mov(ecx, PICTURE.0 / 2)?;
         a.rep().movsq()?;
-        a.add(rdi, (PITCH - PICTURE.0 * 4) as i32)?;
+        a.add(rdi, (PITCH - BACK_PITCH) as i32)?;
         a.dec(r13d)?;
         a.jnz(line)?;
-        a.jmp(self.routines.show_pointer)
+        a.ret()
     }
 }
 
