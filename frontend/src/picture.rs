@@ -24,6 +24,10 @@ pub fn draw(frame: &Frame, target: &mut [u32], width: usize, height: usize) {
     if (w, h) != (width, height) {
         target.fill(0);
     }
+    if w < frame.width {
+        shrink(frame, target, (left, top, w, h), width);
+        return;
+    }
     let columns: Vec<usize> = (0..w).map(|x| x * frame.width / w).collect();
     let mut last = None;
     for y in 0..h {
@@ -41,6 +45,31 @@ pub fn draw(frame: &Frame, target: &mut [u32], width: usize, height: usize) {
             row.copy_from_slice(line);
         } else {
             row.iter_mut().zip(&columns).for_each(|(pixel, &column)| *pixel = line[column]);
+        }
+    }
+}
+
+/// Each pixel is the mean of those that it stands for, so that text stays readable.
+fn shrink(frame: &Frame, target: &mut [u32], (left, top, w, h): (usize, usize, usize, usize), width: usize) {
+    let span = |n: usize, to: usize, from: usize| {
+        let first = n * from / to;
+        first..((n + 1) * from).div_ceil(to).clamp(first + 1, from)
+    };
+    let columns: Vec<_> = (0..w).map(|x| span(x, w, frame.width)).collect();
+    for y in 0..h {
+        let rows = span(y, h, frame.height);
+        let start = (top + y) * width + left;
+        for (pixel, columns) in target[start..start + w].iter_mut().zip(&columns) {
+            let (mut red, mut green, mut blue) = (0, 0, 0);
+            for row in rows.clone() {
+                for source in &frame.pixels[row * frame.width..][columns.clone()] {
+                    red += source >> 16 & 0xFF;
+                    green += source >> 8 & 0xFF;
+                    blue += source & 0xFF;
+                }
+            }
+            let count = (rows.len() * columns.len()) as u32;
+            *pixel = red / count << 16 | green / count << 8 | blue / count;
         }
     }
 }
@@ -71,5 +100,9 @@ mod tests {
         let mut target = vec![9; 16];
         draw(&frame(2, 2), &mut target, 4, 4);
         assert_eq!(target, [0, 0, 1, 1, 0, 0, 1, 1, 2, 2, 3, 3, 2, 2, 3, 3]);
+        let mut target = [9];
+        let grey = Frame { width: 2, height: 2, pixels: vec![0xFF_0000, 0xFF, 0xFF00, 0] };
+        draw(&grey, &mut target, 1, 1);
+        assert_eq!(target, [0x3F_3F3F]);
     }
 }
