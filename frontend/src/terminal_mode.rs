@@ -17,6 +17,12 @@ pub fn raw() -> std::io::Result<()> {
     raw.output_modes |= OutputModes::OPOST;
     tcsetattr(stdin(), OptionalActions::Now, &raw)?;
     BEFORE.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(before);
+    // The words of a panic would be hard to read.
+    let report = std::panic::take_hook();
+    std::panic::set_hook(Box::new(move |panic| {
+        restore();
+        report(panic);
+    }));
     Ok(())
 }
 

@@ -122,7 +122,7 @@ impl Guest {
         let turn = self.data.doubles(&[TURN.cos(), TURN.sin()]);
         let palette = self.data.dwords(&palette());
         let a = &mut self.a;
-        let [mut line, mut pair, mut step, mut out, mut repeat, mut double] =
+        let [mut line, mut pair, mut step, mut out, mut repeat, mut done] =
             std::array::from_fn(|_| a.create_label());
 
         a.set_label(&mut self.routines.frame)?;
@@ -196,26 +196,21 @@ impl Guest {
         a.sub(eax, edx)?;
         a.add(r12, rax)?;
         // Each point's colour fills 1 << cl pixels.
-        a.movd(eax, xmm5)?;
-        a.mov(eax, dword_ptr(rax * 4 + palette))?;
-        a.mov(r9d, 1)?;
-        a.shl(r9d, cl)?;
-        let mut first = a.create_label();
-        a.set_label(&mut first)?;
-        a.mov(dword_ptr(rdi), eax)?;
-        a.add(rdi, 4)?;
-        a.dec(r9d)?;
-        a.jnz(first)?;
-        a.psrldq(xmm5, 8)?;
-        a.movd(eax, xmm5)?;
-        a.mov(eax, dword_ptr(rax * 4 + palette))?;
-        a.mov(r9d, 1)?;
-        a.shl(r9d, cl)?;
-        a.set_label(&mut double)?;
-        a.mov(dword_ptr(rdi), eax)?;
-        a.add(rdi, 4)?;
-        a.dec(r9d)?;
-        a.jnz(double)?;
+        for second in [false, true] {
+            let mut pixel = a.create_label();
+            if second {
+                a.psrldq(xmm5, 8)?;
+            }
+            a.movd(eax, xmm5)?;
+            a.mov(eax, dword_ptr(rax * 4 + palette))?;
+            a.mov(r9d, 1)?;
+            a.shl(r9d, cl)?;
+            a.set_label(&mut pixel)?;
+            a.mov(dword_ptr(rdi), eax)?;
+            a.add(rdi, 4)?;
+            a.dec(r9d)?;
+            a.jnz(pixel)?;
+        }
         a.dec(r14d)?;
         a.jnz(pair)?;
         let pair_length = a.instructions().len() - pair_begins - step_length;
@@ -230,7 +225,6 @@ impl Guest {
         a.shl(r9d, cl)?;
         a.set_label(&mut repeat)?;
         a.dec(r9d)?;
-        let mut done = a.create_label();
         a.jz(done)?;
         a.mov(ecx, PICTURE.0 / 2)?;
         a.rep().movsq()?;
