@@ -69,7 +69,7 @@ fn shrink(frame: &Frame, target: &mut [u32], (left, top, w, h): (usize, usize, u
                 }
             }
             let count = (rows.len() * columns.len()) as u32;
-            *pixel = [red, green, blue].into_iter().fold(0, |rgb, sum| rgb << 8 | sum / count);
+            *pixel = [red, green, blue].into_iter().fold(0, |rgb, sum| (rgb << 8) | (sum / count));
         }
     }
 }
