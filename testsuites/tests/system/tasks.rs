@@ -1,0 +1,154 @@
+//! SDM Vol. 3, "Task Management", "System Management Mode".
+
+use iced_x86::code_asm::*;
+use trimaran_cpu::shared::attention;
+use trimaran_cpu::state::{RFlags, attr};
+use trimaran_testsuites::system::*;
+
+const SECOND: u64 = 0x9000;
+
+/// A second task that runs `program` at [`SECOND`].
+fn bench(program: impl FnOnce(&mut CodeAssembler) -> Result<(), iced_x86::IcedError>) -> Bench {
+    let mut b = Bench::protected();
+    for (offset, value) in [
+        (0x20, SECOND),
+        (0x24, 2),
+        (0x28, 0x1111_1111),
+        (0x38, STACK0),
+        (0x48, u64::from(sel::DATA0)),
+        (0x4C, u64::from(sel::CODE0)),
+        (0x50, u64::from(sel::DATA0)),
+        (0x54, u64::from(sel::DATA0)),
+        (0x58, 0),
+        (0x5C, 0),
+        (0x60, 0),
+        (0x64, 0),
+    ] {
+        b.flat.ram.write(TSS2 + offset, &(value as u32).to_le_bytes());
+    }
+    b.assemble(32, SECOND, program);
+    b
+}
+
+fn busy(b: &Bench, selector: u16) -> bool {
+    b.get(GDT + u64::from(selector) + 5, 1) & 2 != 0
+}
+
+/// JMP to a TSS: old task free, new one busy, no link.
+#[test]
+fn jump() {
+    let mut b = bench(|a| a.hlt());
+    b.code(|a| {
+        a.mov(eax, 5)?;
+        a.db(&[0xEA, 0, 0, 0, 0, sel::TSS2 as u8, 0])
+    });
+    assert_eq!(b.run(), Outcome::Halted(SECOND + 1));
+    let s = &b.flat.vcpu.state;
+    assert_eq!((s.gpr[0], s.gpr[4], s.tr.selector), (0x1111_1111, STACK0, sel::TSS2));
+    assert!(s.cr0 & 8 != 0, "TS");
+    assert!(!s.rflags.contains(RFlags::NT));
+    assert!(!busy(&b, sel::TSS) && busy(&b, sel::TSS2));
+    assert_eq!((b.get(TSS + 0x28, 4), b.get(TSS + 0x20, 4)), (5, CODE + 12), "saved EAX and EIP");
+}
+
+/// CALL to a TSS and IRET back: NT, the link, both busy in between.
+#[test]
+fn call_and_return() {
+    let mut b = bench(|a| {
+        a.pushfd()?;
+        a.pop(eax)?;
+        a.mov(dword_ptr(PAGE), eax)?;
+        a.iretd()?;
+        a.hlt()
+    });
+    let end = b.code(|a| {
+        a.mov(ebx, 7)?;
+        a.db(&[0x9A, 0, 0, 0, 0, sel::TSS2 as u8, 0])?;
+        a.hlt()
+    });
+    assert_eq!(b.run(), Outcome::Halted(end));
+    assert_eq!(b.get(PAGE, 4) & 0x4000, 0x4000, "NT in the called task");
+    assert_eq!(b.get(TSS2, 2), u64::from(sel::TSS), "link");
+    let s = &b.flat.vcpu.state;
+    assert_eq!((s.tr.selector, s.gpr[3]), (sel::TSS, 7));
+    assert!(!s.rflags.contains(RFlags::NT));
+    assert!(busy(&b, sel::TSS) && !busy(&b, sel::TSS2));
+    assert_eq!(b.get(TSS2 + 0x24, 4) & 0x4000, 0, "NT is cleared in the image that IRET leaves");
+}
+
+/// A task gate in the IDT; an exception's error code goes to the new task's stack.
+#[test]
+fn task_gate() {
+    let mut b = bench(|a| {
+        a.pop(ecx)?;
+        a.hlt()
+    });
+    b.put(IDT + 13 * 8, gate(sel::TSS2, 0, 5, 0, 0));
+    b.code(|a| {
+        a.mov(eax, 0x80u32)?;
+        a.mov(ds, eax)
+    });
+    b.describe(0x80, descriptor(0, 0xFF, attr::P | 9));
+    assert_eq!(b.run(), Outcome::Halted(SECOND + 2));
+    assert_eq!(b.flat.vcpu.state.gpr[1], 0x80);
+    assert_eq!(b.get(TSS2, 2), u64::from(sel::TSS));
+}
+
+/// A busy TSS is #GP, an absent one #NP, a short one #TS.
+#[test]
+fn checks() {
+    for (name, attributes, limit, expected) in
+        [("busy", attr::P | 11, 0x67, 13), ("absent", 9, 0x67, 11), ("short", attr::P | 9, 0x66, 10)]
+    {
+        let mut b = bench(|a| a.hlt());
+        b.describe(sel::TSS2, descriptor(TSS2 as u32, limit, attributes));
+        b.flat.ram.write(CODE, &[0xEA, 0, 0, 0, 0, sel::TSS2 as u8, 0]);
+        assert_eq!(b.run().fault(), (expected, u64::from(sel::TSS2)), "{name}");
+    }
+}
+
+/// "SMI and RSM": what the program sees is as if nothing had happened.
+#[test]
+fn smi_and_rsm() {
+    for long in [false, true] {
+        let mut b = if long { Bench::long() } else { Bench::protected() };
+        // The handler at SMBASE + 8000h, 16 bits: leaves a mark and returns.
+        b.assemble(16, 0x3_8000, |a| {
+            a.mov(ax, 0x4242)?;
+            a.mov(word_ptr(0), ax)?;
+            a.rsm()
+        });
+        b.code(|a| {
+            a.nop()?;
+            a.hlt()
+        });
+        let s = &mut b.flat.vcpu.state;
+        for n in [0, 1, 2, 3, 5, 6, 7, 8, 15] {
+            s.gpr[n] = 0x1234_0000 + n as u64;
+        }
+        s.rflags = RFlags::from_bits_retain(0x2 | 0x8D5 | 0x3000);
+        b.changed();
+        let mut before = b.flat.vcpu.state_whole().clone();
+        b.flat.vcpu.fence.vcpus[0].raise(attention::SMI);
+        b.put(0, 0);
+        assert_eq!(b.resume(), Outcome::Halted(CODE + 2), "long {long}");
+        assert_eq!(b.get(0, 2), 0x4242);
+        let mut after = b.flat.vcpu.state_whole().clone();
+        assert!(!after.smm);
+        // What the program itself did.
+        (before.gpr[16], before.retired, before.activity) = (0, 0, after.activity);
+        (after.gpr[16], after.retired) = (0, 0);
+        assert_eq!(before.gpr, after.gpr);
+        assert_eq!(before.rflags, after.rflags);
+        for n in 0..6 {
+            assert_eq!(before.seg[n], after.seg[n], "segment {n}");
+        }
+        assert_eq!((before.cr0, before.cr3, before.cr4), (after.cr0, after.cr3, after.cr4));
+        assert_eq!((before.msr.efer, before.tr, before.ldtr), (after.msr.efer, after.tr, after.ldtr));
+        assert_eq!((before.gdtr, before.idtr, before.cpl), (after.gdtr, after.idtr, after.cpl));
+    }
+    // RSM outside SMM: #UD.
+    let mut b = Bench::protected();
+    b.code(|a| a.rsm());
+    assert_eq!(b.run().fault(), (6, 0));
+}
