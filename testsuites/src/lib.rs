@@ -7,3 +7,4 @@ pub mod moo;
 #[cfg(all(target_os = "linux", target_arch = "x86_64"))]
 pub mod silicon;
 pub mod sst286;
+pub mod system;
