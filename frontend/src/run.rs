@@ -237,7 +237,13 @@ fn choose_guest(options: &Options, config: &mut MachineConfig, engine: &str) -> 
     });
     config.vga_bios = installed.map(|(_, vga)| read(&vga)).transpose()?;
     config.boot_order = boot_order(options);
-    Ok(media().next().or(options.firmware.as_ref()).map(|path| name(path)).unwrap_or_default())
+    let first = |device: &BootDevice| match device {
+        BootDevice::Disk => options.disks.first(),
+        BootDevice::CdRom => options.cdroms.first(),
+        BootDevice::Floppy => options.floppies.first(),
+    };
+    let started = config.boot_order.iter().find_map(first).or(options.firmware.as_ref());
+    Ok(started.map(|path| name(path)).unwrap_or_default())
 }
 
 /// The order that was given, then what is left: disk, CD-ROM, floppy.
