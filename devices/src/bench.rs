@@ -1,30 +1,8 @@
-//! What the chips' unit tests share: a little RAM and a list of effects.
+//! A bench that holds the chip under test, for chips that are tested by their registers alone.
 
-use std::cell::RefCell;
-
-use crate::chip::{Chip, Cx, Dma, Effect, Nanos};
-
-/// RAM from address 0.
-pub struct Ram(pub RefCell<Vec<u8>>);
-
-impl Dma for Ram {
-    fn read(&self, address: u64, buf: &mut [u8]) {
-        let ram = self.0.borrow();
-        for (i, byte) in buf.iter_mut().enumerate() {
-            let at = usize::try_from(address).ok().and_then(|a| a.checked_add(i));
-            *byte = at.and_then(|at| ram.get(at)).copied().unwrap_or(0xFF);
-        }
-    }
-    fn write(&self, address: u64, buf: &[u8]) {
-        let mut ram = self.0.borrow_mut();
-        for (i, &byte) in buf.iter().enumerate() {
-            let at = usize::try_from(address).ok().and_then(|a| a.checked_add(i));
-            if let Some(cell) = at.and_then(|at| ram.get_mut(at)) {
-                *cell = byte;
-            }
-        }
-    }
-}
+use crate::chip::{Chip, Cx, Effect, Nanos};
+use crate::testing::Ram;
+use std::sync::Mutex;
 
 /// A bench with one chip on it.
 pub struct Bench<C> {
@@ -36,7 +14,7 @@ pub struct Bench<C> {
 
 impl<C: Chip> Bench<C> {
     pub fn new(chip: C) -> Self {
-        Bench { chip, ram: Ram(RefCell::new(vec![0; 0x40000])), now: 0, effects: Vec::new() }
+        Bench { chip, ram: Ram(Mutex::new(vec![0; 0x40000])), now: 0, effects: Vec::new() }
     }
     /// Calls the chip with a context.
     pub fn with<R>(&mut self, call: impl FnOnce(&mut C, &mut Cx) -> R) -> R {

@@ -327,7 +327,7 @@ mod tests {
         let mut bench = floppy(0x44, 0xFFFE, 3);
         let mut data = [1, 2, 3, 4, 5];
         assert_eq!(bench.with(|chip, cx| chip.transfer(cx, 2, true, &mut data)), (4, true));
-        let ram = bench.ram.0.borrow();
+        let ram = bench.ram.0.lock().unwrap();
         assert_eq!((&ram[0x1FFFE..0x20000], &ram[0x10000..0x10002]), (&[1, 2][..], &[3, 4][..]));
         drop(ram);
         assert_eq!(bench.read(DMA1, 8, 1), 4);
@@ -337,7 +337,7 @@ mod tests {
     #[test]
     fn auto_init_and_direction() {
         let mut bench = floppy(0x58, 0x100, 1);
-        bench.ram.0.borrow_mut()[0x10100] = 0x77;
+        bench.ram.0.lock().unwrap()[0x10100] = 0x77;
         let mut data = [0; 2];
         assert_eq!(bench.with(|chip, cx| chip.transfer(cx, 2, true, &mut data)), (0, false));
         for _ in 0..2 {
@@ -355,6 +355,6 @@ mod tests {
         bench.write(PAGES, 0xB, 1, 2);
         let mut data = [9; 4];
         assert_eq!(bench.with(|chip, cx| chip.transfer(cx, 5, true, &mut data)), (4, true));
-        assert_eq!(bench.ram.0.borrow()[0x30000..0x30004], [9; 4]);
+        assert_eq!(bench.ram.0.lock().unwrap()[0x30000..0x30004], [9; 4]);
     }
 }

@@ -341,10 +341,10 @@ mod tests {
 
     fn dma(bench: &mut Bench<FwCfg>, command: u32, length: u32, address: u64) -> u32 {
         let block = [&command.to_be_bytes()[..], &length.to_be_bytes(), &address.to_be_bytes()].concat();
-        bench.ram.0.borrow_mut()[0x1000..0x1010].copy_from_slice(&block);
+        bench.ram.0.lock().unwrap()[0x1000..0x1010].copy_from_slice(&block);
         bench.write(PORTS, 4, 4, 0);
         bench.write(PORTS, 8, 4, u64::from(0x1000u32.swap_bytes()));
-        u32::from_be_bytes(bench.ram.0.borrow()[0x1000..0x1004].try_into().unwrap())
+        u32::from_be_bytes(bench.ram.0.lock().unwrap()[0x1000..0x1004].try_into().unwrap())
     }
 
     #[test]
@@ -370,10 +370,10 @@ mod tests {
     #[test]
     fn dma_is_bounded_by_the_item() {
         let mut bench = ready();
-        bench.ram.0.borrow_mut()[0x2000..0x2008].fill(0xEE);
+        bench.ram.0.lock().unwrap()[0x2000..0x2008].fill(0xEE);
         let read = 0x20 << 16 | control::SELECT | control::READ;
         assert_eq!(dma(&mut bench, read, 5, 0x2000), 0);
-        assert_eq!(bench.ram.0.borrow()[0x2000..0x2006], [1, 2, 3, 0, 0, 0xEE]);
+        assert_eq!(bench.ram.0.lock().unwrap()[0x2000..0x2006], [1, 2, 3, 0, 0, 0xEE]);
         assert_eq!(dma(&mut bench, read, u32::MAX, 0x2000), 0);
         assert_eq!(dma(&mut bench, control::SKIP, u32::MAX, 0), 0);
     }
@@ -381,7 +381,7 @@ mod tests {
     #[test]
     fn only_writable_files_take_data() {
         let mut bench = ready();
-        bench.ram.0.borrow_mut()[0x2000..0x2004].copy_from_slice(&[4, 3, 2, 1]);
+        bench.ram.0.lock().unwrap()[0x2000..0x2004].copy_from_slice(&[4, 3, 2, 1]);
         let write = |key: u32| key << 16 | control::SELECT | control::WRITE;
         assert_eq!(dma(&mut bench, write(0x20), 1, 0x2000), control::ERROR);
         assert_eq!(dma(&mut bench, write(0x21), 5, 0x2000), control::ERROR);

@@ -132,7 +132,7 @@ impl Chip for I440Fx {
     fn restore(&mut self, bytes: &[u8]) -> Result<(), StateError> {
         let saved: PciConfig = decode("i440fx", VERSION, bytes)?;
         self.config
-            .restore(saved)
+            .restore(&saved)
             .map_err(|reason| StateError::Damaged { chip: "i440fx", reason: reason.into() })
     }
 

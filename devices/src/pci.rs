@@ -203,7 +203,7 @@ impl PciConfig {
     }
 
     /// Takes the guest-writable bytes from a saved state; masks and BAR layout must be those of this chip.
-    pub fn restore(&mut self, saved: PciConfig) -> Result<(), &'static str> {
+    pub fn restore(&mut self, saved: &PciConfig) -> Result<(), &'static str> {
         if saved.writable != self.writable || saved.bars != self.bars || saved.initial != self.initial {
             return Err("PCI configuration layout differs");
         }

@@ -137,7 +137,7 @@ impl Chip for Piix3 {
         if saved.pirq > 0x0F || saved.rc & !SRST != 0 || saved.irq & !ROUTABLE != 0 {
             return Err(damaged("pin or register out of range"));
         }
-        self.state.config.restore(saved.config).map_err(damaged)?;
+        self.state.config.restore(&saved.config).map_err(damaged)?;
         (self.state.pirq, self.state.irq, self.state.rc) = (saved.pirq, saved.irq, saved.rc);
         Ok(())
     }

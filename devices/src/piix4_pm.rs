@@ -359,7 +359,7 @@ impl Chip for Piix4Pm {
             return Err(damaged("register out of range"));
         }
         let mut pci = self.state.pci.clone();
-        pci.restore(state.pci).map_err(damaged)?;
+        pci.restore(&state.pci).map_err(damaged)?;
         state.pci = pci;
         self.state = state;
         Ok(())

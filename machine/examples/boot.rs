@@ -31,7 +31,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
                 config.ide[2] = Some(IdeDrive::CdRom(Some(Box::new(image))));
             }
             "-hda" => {
-                config.ide[0] = Some(IdeDrive::Disk(Box::new(RawImage::open(Path::new(&value()?), false)?)))
+                config.ide[0] = Some(IdeDrive::Disk(Box::new(RawImage::open(Path::new(&value()?), false)?)));
             }
             "-fda" => config.floppies[0] = Some(Some(Box::new(RawImage::open(Path::new(&value()?), true)?))),
             "-kernel" => direct.kernel = std::fs::read(value()?)?,
@@ -64,11 +64,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         for time in start..end {
             machine.run_until(time);
             let Some(s) = machine.cpu_state(0) else { break };
-            let mut b = [0; 8];
-            machine.read_physical(0x4f590f8, &mut b);
-            let mut c = [0; 8];
-            machine.read_virtual(0, 0x4f590f8, &mut c);
-            println!("{time} {:x} {:x?} {:x} {b:x?} {c:x?}", s.rip(), &s.gpr[..16], s.rflags.bits());
+            println!("{time} {:x} {:x?} {:x}", s.rip(), &s.gpr[..16], s.rflags.bits());
         }
         return Ok(());
     }
@@ -76,11 +72,6 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let outcome = machine.wait_for(Duration::from_secs(seconds));
     machine.pause();
     std::io::stdout().flush()?;
-    if let Ok(path) = std::env::var("DUMP") {
-        let mut bytes = vec![0; 0x800_0000];
-        machine.read_physical(0, &mut bytes);
-        std::fs::write(path, bytes)?;
-    }
     println!("\n{outcome:?}\n{}", machine.screen_text());
     for topic in topics {
         println!("{}", machine.info(&topic)?);

@@ -6,8 +6,9 @@ use crate::memory_map::Target;
 use std::sync::atomic::Ordering::*;
 use trimaran_cpu::bus::{Bus, GeneralProtection, Page};
 use trimaran_devices::chip::{PCI_CONFIG, open_bus};
-use trimaran_devices::lapic::{self, IA32_APIC_BASE, IA32_TSC_DEADLINE, X2APIC_FIRST, X2APIC_LAST};
+use trimaran_devices::lapic::{self, IA32_APIC_BASE, IA32_TSC_DEADLINE, Lapic, X2APIC_FIRST, X2APIC_LAST};
 use trimaran_devices::pci_config::{CONFIG_ADDRESS, CONFIG_DATA};
+use trimaran_devices::pic::Pic;
 
 /// Port of the coprocessor's error latch.
 const FERR_CLEAR: u16 = 0xF0;
@@ -165,9 +166,9 @@ impl Bus for Board {
             pending
         });
         if external {
-            return Some(self.call(&self.chips.pic, |pic, cx| pic.acknowledge(cx)));
+            return Some(self.call(&self.chips.pic, Pic::acknowledge));
         }
-        self.call(slot, |lapic, cx| lapic.acknowledge(cx))
+        self.call(slot, Lapic::acknowledge)
     }
 
     fn clock(&self, _cpu: usize) -> u64 {

@@ -20,6 +20,7 @@ use trimaran_devices::block::Medium;
 use trimaran_devices::floppy::Floppy;
 use trimaran_devices::fw_cfg::FwCfg;
 use trimaran_devices::ide::{Drive, Ide};
+use trimaran_devices::piix4_pm::Piix4Pm;
 use trimaran_devices::ps2::key::Key;
 use trimaran_devices::vga::{Frame, TextScreen};
 
@@ -224,7 +225,7 @@ impl Machine {
 
     /// The power button: ACPI guests shut down.
     pub fn power_button(&self) {
-        self.core.outside(|board| board.call(&board.chips.pm, |pm, cx| pm.press_power_button(cx)));
+        self.core.outside(|board| board.call(&board.chips.pm, Piix4Pm::press_power_button));
     }
 
     /// A key goes down or up.

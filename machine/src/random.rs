@@ -4,13 +4,13 @@ use rand::{RngCore, SeedableRng, rngs::StdRng};
 
 /// The host's randomness, or a sequence that is the same in every run.
 pub enum Random {
-    Host(StdRng),
+    Host(Box<StdRng>),
     Seeded(u64),
 }
 
 impl Random {
     pub fn new(deterministic: bool) -> Self {
-        if deterministic { Random::Seeded(0) } else { Random::Host(StdRng::from_os_rng()) }
+        if deterministic { Random::Seeded(0) } else { Random::Host(Box::new(StdRng::from_os_rng())) }
     }
 
     pub fn next(&mut self) -> u64 {

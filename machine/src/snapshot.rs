@@ -56,21 +56,21 @@ struct Saved {
     strokes: Vec<(u16, bool)>,
 }
 
-fn damaged(reason: impl ToString) -> MachineError {
-    MachineError::Damaged(reason.to_string())
+fn damaged(reason: impl Into<String>) -> MachineError {
+    MachineError::Damaged(reason.into())
 }
 
 impl Machine {
     /// The state between two instructions.
     pub fn save_state(&self) -> Result<Vec<u8>, MachineError> {
         self.core.quiesce(|engines| {
-            let state = postcard::to_stdvec(&self.gather(engines)).map_err(damaged)?;
+            let state = postcard::to_stdvec(&self.gather(engines)).map_err(|e| damaged(e.to_string()))?;
             let mut body = (state.len() as u64).to_le_bytes().to_vec();
             body.extend(state);
             // The compressed pages follow the state in the same buffer.
-            let mut encoder = zstd::Encoder::new(body, LEVEL).map_err(damaged)?;
-            save_pages(self.core.board.memory.ram(), &mut encoder).map_err(damaged)?;
-            let body = encoder.finish().map_err(damaged)?;
+            let mut encoder = zstd::Encoder::new(body, LEVEL).map_err(|e| damaged(e.to_string()))?;
+            save_pages(self.core.board.memory.ram(), &mut encoder).map_err(|e| damaged(e.to_string()))?;
+            let body = encoder.finish().map_err(|e| damaged(e.to_string()))?;
             let mut out = MAGIC.to_vec();
             out.extend(VERSION.to_le_bytes());
             out.extend(Sha256::digest(&body));
@@ -96,9 +96,9 @@ impl Machine {
         }
         let (len, rest) = body.split_at_checked(8).ok_or_else(|| damaged("no length"))?;
         let len = len.iter().rev().fold(0u64, |len, &byte| len << 8 | u64::from(byte));
-        let len = usize::try_from(len).map_err(damaged)?;
+        let len = usize::try_from(len).map_err(|e| damaged(e.to_string()))?;
         let (state, pages) = rest.split_at_checked(len).ok_or_else(|| damaged("shorter than it says"))?;
-        let saved: Saved = postcard::from_bytes(state).map_err(damaged)?;
+        let saved: Saved = postcard::from_bytes(state).map_err(|e| damaged(e.to_string()))?;
         self.core.quiesce(|engines| {
             self.check(&saved)?;
             let ram = self.core.board.memory.ram();
@@ -257,11 +257,11 @@ fn save_pages(ram: &Ram, out: &mut impl Write) -> std::io::Result<()> {
 fn load_pages(len: u64, bytes: &[u8], mut f: impl FnMut(u64, &[u8])) -> Result<(), MachineError> {
     let zero = [0; PAGE as usize];
     let mut page = zero;
-    let mut decoder = zstd::Decoder::new(bytes).map_err(damaged)?;
+    let mut decoder = zstd::Decoder::new(bytes).map_err(|e| damaged(e.to_string()))?;
     let mut next = 0;
     loop {
         let mut number = [0; 4];
-        decoder.read_exact(&mut number).map_err(damaged)?;
+        decoder.read_exact(&mut number).map_err(|e| damaged(e.to_string()))?;
         let number = u32::from_le_bytes(number);
         let offset = if number == LAST { len } else { u64::from(number) * PAGE };
         if offset < next || offset > len || number != LAST && offset == len {
@@ -271,7 +271,7 @@ fn load_pages(len: u64, bytes: &[u8], mut f: impl FnMut(u64, &[u8])) -> Result<(
         if number == LAST {
             return Ok(());
         }
-        decoder.read_exact(&mut page).map_err(damaged)?;
+        decoder.read_exact(&mut page).map_err(|e| damaged(e.to_string()))?;
         f(offset, &page);
         next = offset + PAGE;
     }

@@ -172,7 +172,7 @@ impl Chip for Ide {
         for state in &saved.channels {
             state.check().map_err(damaged)?;
         }
-        self.pci.restore(saved.pci).map_err(damaged)?;
+        self.pci.restore(&saved.pci).map_err(damaged)?;
         let channels = saved.channels.into_iter().zip(saved.drives);
         for (channel, (state, drives)) in self.channels.iter_mut().zip(channels) {
             channel.state = state;

@@ -214,7 +214,7 @@ impl Chip for Vga {
         let damaged = |reason: &str| StateError::Damaged { chip: "vga", reason: reason.into() };
         saved.registers.check().map_err(damaged)?;
         saved.dispi.check().map_err(damaged)?;
-        self.pci.restore(saved.pci).map_err(damaged)?;
+        self.pci.restore(&saved.pci).map_err(damaged)?;
         (self.registers, self.dispi) = (saved.registers, saved.dispi);
         Ok(())
     }
