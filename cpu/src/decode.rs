@@ -12,7 +12,6 @@ use crate::kernels::*;
 use crate::state::{gpr, seg};
 use iced_x86::{Code, Instruction, Mnemonic as M, OpKind, Register};
 
-
 /// Handlers of a kernel by form (see [`form`]) and width (1, 2, 4, 8).
 pub type Forms = [[Handler; 4]; 7];
 
@@ -69,6 +68,10 @@ use Run::{Helper as H, Kernel as K};
 /// Decodes one iced instruction for the modes in `key`. Whatever the model lacks becomes #UD.
 pub fn lower(x: &Instruction, key: BlockKey, features: &crate::model::Features) -> Insn {
     let mut i = operands(x, key);
+    if x.is_invalid() && x.len() >= 15 {
+        i.run = misc::too_long;
+        return i;
+    }
     if x.is_invalid() || !features.allows(x) {
         i.run = misc::undefined;
         return i;
@@ -309,14 +312,16 @@ fn condition(x: &Instruction) -> u8 {
 fn implied_width(code: Code) -> u8 {
     use Code::*;
     match code {
-        Retnw | Retnw_imm16 | Retfw | Retfw_imm16 | Iretw | Pushfw | Popfw | Pushaw | Popaw | Enterw_imm16_imm8
-        | Leavew | Cbw | Cwd | Pushw_ES | Pushw_CS | Pushw_SS | Pushw_DS | Pushw_FS | Pushw_GS | Popw_ES
-        | Popw_SS | Popw_DS | Popw_FS | Popw_GS | Pushw_imm8 | Push_imm16 | Sysretd | Sysexitd => 2,
-        Retnd | Retnd_imm16 | Retfd | Retfd_imm16 | Iretd | Pushfd | Popfd | Pushad | Popad | Enterd_imm16_imm8
-        | Leaved | Cwde | Cdq | Pushd_ES | Pushd_CS | Pushd_SS | Pushd_DS | Pushd_FS | Pushd_GS | Popd_ES
-        | Popd_SS | Popd_DS | Popd_FS | Popd_GS | Pushd_imm8 | Pushd_imm32 => 4,
-        Retnq | Retnq_imm16 | Retfq | Retfq_imm16 | Iretq | Pushfq | Popfq | Enterq_imm16_imm8 | Leaveq | Cdqe
-        | Cqo | Pushq_FS | Pushq_GS | Popq_FS | Popq_GS | Pushq_imm8 | Pushq_imm32 | Sysretq | Sysexitq => 8,
+        Retnw | Retnw_imm16 | Retfw | Retfw_imm16 | Iretw | Pushfw | Popfw | Pushaw | Popaw
+        | Enterw_imm16_imm8 | Leavew | Cbw | Cwd | Pushw_ES | Pushw_CS | Pushw_SS | Pushw_DS | Pushw_FS
+        | Pushw_GS | Popw_ES | Popw_SS | Popw_DS | Popw_FS | Popw_GS | Pushw_imm8 | Push_imm16 | Sysretd
+        | Sysexitd => 2,
+        Retnd | Retnd_imm16 | Retfd | Retfd_imm16 | Iretd | Pushfd | Popfd | Pushad | Popad
+        | Enterd_imm16_imm8 | Leaved | Cwde | Cdq | Pushd_ES | Pushd_CS | Pushd_SS | Pushd_DS | Pushd_FS
+        | Pushd_GS | Popd_ES | Popd_SS | Popd_DS | Popd_FS | Popd_GS | Pushd_imm8 | Pushd_imm32 => 4,
+        Retnq | Retnq_imm16 | Retfq | Retfq_imm16 | Iretq | Pushfq | Popfq | Enterq_imm16_imm8 | Leaveq
+        | Cdqe | Cqo | Pushq_FS | Pushq_GS | Popq_FS | Popq_GS | Pushq_imm8 | Pushq_imm32 | Sysretq
+        | Sysexitq => 8,
         _ => 0,
     }
 }
@@ -431,12 +436,20 @@ fn integer(x: &Instruction, i: &mut Insn) -> Option<Run> {
         | Endbr64 | Rdsspd | Rdsspq | Prefetchwt1 | Cldemote | Reservednop | Lfence | Mfence | Sfence => {
             i.mem_op = NO_MEMORY;
             i.w = 4;
-            if matches!(x.mnemonic(), Mfence | Lfence | Sfence) { H(misc::fence) } else { K(forms!(data_transfer::nop)) }
+            if matches!(x.mnemonic(), Mfence | Lfence | Sfence) {
+                H(misc::fence)
+            } else {
+                K(forms!(data_transfer::nop))
+            }
         }
         Jmp if matches!(x.op0_kind(), OpKind::NearBranch16 | OpKind::NearBranch32 | OpKind::NearBranch64) => {
             K(forms!(control_transfer::jmp))
         }
-        Call if matches!(x.op0_kind(), OpKind::NearBranch16 | OpKind::NearBranch32 | OpKind::NearBranch64) => {
+        Call if matches!(
+            x.op0_kind(),
+            OpKind::NearBranch16 | OpKind::NearBranch32 | OpKind::NearBranch64
+        ) =>
+        {
             K(forms!(control_transfer::call))
         }
         Jmp | Call if is_far(x) => return None,
@@ -453,7 +466,11 @@ fn integer(x: &Instruction, i: &mut Insn) -> Option<Run> {
         }
         Jcxz | Jecxz | Jrcxz | Loop => {
             i.asize = counter_size(x.code());
-            if x.mnemonic() == Loop { K(forms!(control_transfer::r#loop)) } else { K(forms!(control_transfer::jrcxz)) }
+            if x.mnemonic() == Loop {
+                K(forms!(control_transfer::r#loop))
+            } else {
+                K(forms!(control_transfer::jrcxz))
+            }
         }
         Loope | Loopne => {
             i.asize = counter_size(x.code());
@@ -517,8 +534,8 @@ fn source_size(x: &Instruction) -> u8 {
 fn counter_size(code: Code) -> u8 {
     use Code::*;
     match code {
-        Jcxz_rel8_16 | Jcxz_rel8_32 | Loop_rel8_16_CX | Loop_rel8_32_CX | Loope_rel8_16_CX | Loope_rel8_32_CX
-        | Loopne_rel8_16_CX | Loopne_rel8_32_CX => 2,
+        Jcxz_rel8_16 | Jcxz_rel8_32 | Loop_rel8_16_CX | Loop_rel8_32_CX | Loope_rel8_16_CX
+        | Loope_rel8_32_CX | Loopne_rel8_16_CX | Loopne_rel8_32_CX => 2,
         Jrcxz_rel8_16 | Jrcxz_rel8_64 | Loop_rel8_16_RCX | Loop_rel8_64_RCX | Loope_rel8_16_RCX
         | Loope_rel8_64_RCX | Loopne_rel8_16_RCX | Loopne_rel8_64_RCX => 8,
         _ => 4,
@@ -528,8 +545,8 @@ fn counter_size(code: Code) -> u8 {
 /// Whether an instruction ends a block: control transfers, and whatever may change the mode, the mapping or the
 /// interrupt state.
 pub fn ends_block(x: &Instruction) -> bool {
-    use iced_x86::FlowControl as F;
     use M::*;
+    use iced_x86::FlowControl as F;
     x.flow_control() != F::Next
         || matches!(
             x.mnemonic(),

@@ -10,6 +10,11 @@ pub fn undefined(v: &mut Vcpu, _: &Insn) -> Result<(), Exit> {
     Err(v.undefined())
 }
 
+/// More than 15 bytes (or bytes that are no instruction and end with the 15th): #GP(0).
+pub fn too_long(v: &mut Vcpu, _: &Insn) -> Result<(), Exit> {
+    Err(v.protection())
+}
+
 /// An instruction of the model that we lack: #UD, a counter and a log line.
 pub fn unimplemented(v: &mut Vcpu, i: &Insn) -> Result<(), Exit> {
     v.counters.unimplemented += 1;
