@@ -75,11 +75,8 @@ impl Engine for Vcpu {
         for (class, name) in [(Class::Supervisor, "supervisor"), (Class::User, "user")] {
             for e in self.tlb.valid(class) {
                 let global = if e.global { " global" } else { "" };
-                out += &format!(
-                    "{:016x} -> RAM page {:#x} {name}{global}\n",
-                    e.read.max(e.execute),
-                    e.ram_page
-                );
+                out +=
+                    &format!("{:016x} -> RAM page {:#x} {name}{global}\n", e.read.max(e.execute), e.ram_page);
             }
         }
         out

@@ -10,33 +10,97 @@ use crate::ops::{Bin, Ops};
 /// What an instruction says about the flags. `a`, `b`: operands, `r`: result, all at width `w`.
 #[derive(Clone, Copy, Debug)]
 pub enum Flags<V, B> {
-    Add { w: W, a: V, b: V, r: V },
-    Adc { w: W, a: V, b: V, r: V },
-    Sub { w: W, a: V, b: V, r: V },
-    Sbb { w: W, a: V, b: V, r: V },
+    Add {
+        w: W,
+        a: V,
+        b: V,
+        r: V,
+    },
+    Adc {
+        w: W,
+        a: V,
+        b: V,
+        r: V,
+    },
+    Sub {
+        w: W,
+        a: V,
+        b: V,
+        r: V,
+    },
+    Sbb {
+        w: W,
+        a: V,
+        b: V,
+        r: V,
+    },
     /// CF = OF = AF = 0.
-    Logic { w: W, r: V },
+    Logic {
+        w: W,
+        r: V,
+    },
     /// CF stays.
-    Inc { w: W, r: V },
+    Inc {
+        w: W,
+        r: V,
+    },
     /// CF stays.
-    Dec { w: W, r: V },
-    Neg { w: W, a: V, r: V },
+    Dec {
+        w: W,
+        r: V,
+    },
+    Neg {
+        w: W,
+        a: V,
+        r: V,
+    },
     /// CF is given; OF = CF xor sign of `r`. Nothing changes where `none`.
-    Shl { w: W, r: V, cf: B, none: B },
+    Shl {
+        w: W,
+        r: V,
+        cf: B,
+        none: B,
+    },
     /// CF is given; OF = the two top bits of `r` differ. Nothing changes where `none`.
-    Shr { w: W, r: V, cf: B, none: B },
+    Shr {
+        w: W,
+        r: V,
+        cf: B,
+        none: B,
+    },
     /// Rotates: only CF and OF. OF = CF xor sign of `r`.
-    Rol { w: W, r: V, none: B },
+    Rol {
+        w: W,
+        r: V,
+        none: B,
+    },
     /// OF = the two top bits of `r` differ, CF the top one.
-    Ror { w: W, r: V, none: B },
+    Ror {
+        w: W,
+        r: V,
+        none: B,
+    },
     /// CF = OF = `overflow`.
-    Mul { w: W, r: V, overflow: B },
+    Mul {
+        w: W,
+        r: V,
+        overflow: B,
+    },
     /// BT and kin: only CF.
-    Carry { cf: B },
+    Carry {
+        cf: B,
+    },
     /// BSF, BSR: ZF says that the source was zero.
-    Scan { w: W, r: V, zero: B },
+    Scan {
+        w: W,
+        r: V,
+        zero: B,
+    },
     /// POPCNT: ZF by the result, all others 0.
-    Count { w: W, r: V },
+    Count {
+        w: W,
+        r: V,
+    },
 }
 
 /// The flags as values: None stays as it is. `result` gives ZF, SF and PF.
@@ -56,7 +120,8 @@ pub struct Image<V, B> {
 /// The formulas.
 #[inline(always)]
 pub fn image<E: Ops>(e: &mut E, flags: Flags<E::Val, E::Bit>) -> Image<E::Val, E::Bit> {
-    let mut out = Image { cf: None, of: None, af: None, result: None, zf: None, zero_sf_pf: false, none: None };
+    let mut out =
+        Image { cf: None, of: None, af: None, result: None, zf: None, zero_sf_pf: false, none: None };
     match flags {
         Flags::Add { w, a, b, r } => {
             out.cf = Some(e.below(w, r, a));

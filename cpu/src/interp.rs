@@ -282,8 +282,20 @@ impl<const SIZE: u8, const FORM: u8> Ops for Interp<'_, SIZE, FORM> {
         let rotated = |n: u32| if n == 0 { a } else { a << n | a >> (bits - n) };
         w.mask()
             & match op {
-                Shift::Left => if over { 0 } else { a << n },
-                Shift::Right => if over { 0 } else { a >> n },
+                Shift::Left => {
+                    if over {
+                        0
+                    } else {
+                        a << n
+                    }
+                }
+                Shift::Right => {
+                    if over {
+                        0
+                    } else {
+                        a >> n
+                    }
+                }
                 Shift::RightArithmetic => ((w.sext(a) as i64) >> if over { 63 } else { n }) as u64,
                 Shift::RotateLeft => rotated(n),
                 Shift::RotateRight => rotated((bits - n) % bits),

@@ -41,7 +41,14 @@ impl Vcpu {
 
     /// Linear address of `offset` in segment `segment`, under the rules of instruction `i`.
     #[inline(always)]
-    pub fn linear(&mut self, i: &Insn, segment: u8, offset: u64, size: u32, write: bool) -> Result<u64, Exit> {
+    pub fn linear(
+        &mut self,
+        i: &Insn,
+        segment: u8,
+        offset: u64,
+        size: u32,
+        write: bool,
+    ) -> Result<u64, Exit> {
         if i.prefix & prefix::CHECKED != 0 {
             return self.checked_linear(segment, offset, size, write);
         }
@@ -137,7 +144,7 @@ impl Vcpu {
         if place.second == 0
             && let Page::Ram { offset, writable: true } = self.physical_page(place.first)
         {
-            let at = offset | place.first % PAGE;
+            let at = offset + place.first % PAGE;
             if let Some(page) = self.ram.page_pointer(at) {
                 // SAFETY: the access lies inside one page of guest RAM.
                 let ok = unsafe { ram::compare_exchange::<S>(page.add((at % PAGE) as usize), old, new) };
@@ -249,7 +256,7 @@ impl Vcpu {
             return Ok(Some(HostPlace(place.host)));
         }
         let Page::Ram { offset, writable: true } = self.physical_page(place.first) else { return Ok(None) };
-        let at = offset | place.first % PAGE;
+        let at = offset + place.first % PAGE;
         if self.ram.wrote(at, 16) {
             self.code_written();
         }
@@ -352,11 +359,7 @@ impl Vcpu {
             return self.physical_write(place.first, size as u8, value);
         }
         for k in 0..size {
-            let at = if k < head {
-                place.first + u64::from(k)
-            } else {
-                place.second + u64::from(k - head)
-            };
+            let at = if k < head { place.first + u64::from(k) } else { place.second + u64::from(k - head) };
             self.physical_write(at, 1, value >> (k * 8) & 0xFF);
         }
     }
@@ -370,7 +373,7 @@ impl Vcpu {
         match self.physical_page(address) {
             Page::Ram { offset, .. } => {
                 let mut bytes = [0; 8];
-                self.ram.read(offset | address % PAGE, &mut bytes[..usize::from(size.min(8))]);
+                self.ram.read(offset + address % PAGE, &mut bytes[..usize::from(size.min(8))]);
                 u64::from_le_bytes(bytes)
             }
             Page::Mmio => {
@@ -387,7 +390,7 @@ impl Vcpu {
     pub fn physical_write(&mut self, address: u64, size: u8, value: u64) {
         match self.physical_page(address) {
             Page::Ram { offset, writable: true } => {
-                let at = offset | address % PAGE;
+                let at = offset + address % PAGE;
                 if let Some(page) = self.ram.page_pointer(at) {
                     // SAFETY: inside one page of guest RAM.
                     unsafe {

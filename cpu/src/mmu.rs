@@ -12,7 +12,7 @@ use crate::tlb::{Class, Entry, no_tag, slot};
 
 /// Physical address width.
 pub const MAXPHYADDR: u32 = 40;
-const ADDRESS: u64 = (1 << MAXPHYADDR) - 1 & !0xFFF;
+const ADDRESS: u64 = ((1 << MAXPHYADDR) - 1) & !0xFFF;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Access {
@@ -237,7 +237,7 @@ impl Vcpu {
             let large = level > 0 && entry & pte::PS != 0;
             // PS is reserved in a PML4E; gigabyte pages are offered.
             let bad_ps = large && level == 3;
-            let low = if large { (1u64 << shift) - 1 & !0x1FFF } else { 0 };
+            let low = if large { ((1u64 << shift) - 1) & !0x1FFF } else { 0 };
             if entry & (reserved | low) != 0 || bad_ps {
                 return Err(code::P | code::RSVD);
             }

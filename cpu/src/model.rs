@@ -136,8 +136,20 @@ impl Features {
         let (c, d, b7, e) = (self.leaf1_ecx, self.leaf1_edx, self.leaf7_ebx, self.ext1_ecx);
         let on = |word: u32, bit: u32| word & bit != 0;
         match feature {
-            C::INTEL8086 | C::INTEL186 | C::INTEL286 | C::INTEL386 | C::INTEL486 | C::FPU | C::FPU287
-            | C::FPU387 | C::CPUID | C::MULTIBYTENOP | C::PAUSE | C::CLDEMOTE | C::SMM | C::CET_IBT => true,
+            C::INTEL8086
+            | C::INTEL186
+            | C::INTEL286
+            | C::INTEL386
+            | C::INTEL486
+            | C::FPU
+            | C::FPU287
+            | C::FPU387
+            | C::CPUID
+            | C::MULTIBYTENOP
+            | C::PAUSE
+            | C::CLDEMOTE
+            | C::SMM
+            | C::CET_IBT => true,
             C::RDPMC | C::TSC => on(d, edx1::TSC),
             C::MSR => on(d, edx1::MSR),
             C::CX8 => on(d, edx1::CX8),

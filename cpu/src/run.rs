@@ -24,7 +24,8 @@ const BLOCK_INSNS: usize = 64;
 const BLOCK_BYTES: usize = 512;
 
 /// No model has TZCNT, LZCNT and WBNOINVD: without them the prefix is ignored, and it is BSF, BSR and WBINVD.
-const OLD_MEANINGS: u32 = DecoderOptions::NO_MPFX_0FBC | DecoderOptions::NO_MPFX_0FBD | DecoderOptions::NO_WBNOINVD;
+const OLD_MEANINGS: u32 =
+    DecoderOptions::NO_MPFX_0FBC | DecoderOptions::NO_MPFX_0FBD | DecoderOptions::NO_WBNOINVD;
 
 /// DR6.BS: single step.
 pub const DR6_BS: u64 = 1 << 14;
@@ -141,8 +142,7 @@ impl Vcpu {
                         done += 1;
                         self.stop_block = true;
                     } else {
-                        self.state.gpr[gpr::RIP] =
-                            self.state.gpr[gpr::RIP].wrapping_sub(u64::from(insn.len));
+                        self.state.gpr[gpr::RIP] = self.state.gpr[gpr::RIP].wrapping_sub(u64::from(insn.len));
                         self.account(done as u64 + u64::from(exit == Exit::Again));
                         if exit == Exit::Fault {
                             self.deliver_fault();
@@ -239,8 +239,8 @@ impl Vcpu {
         let s = &self.state;
         self.key = BlockKey::of(s);
         let dr7 = s.dr[7];
-        let breakpoints = dr7 & 0xFF != 0
-            && (0..4).any(|n| dr7 >> (n * 2) & 3 != 0 && dr7 >> (16 + n * 4) & 3 == 0);
+        let breakpoints =
+            dr7 & 0xFF != 0 && (0..4).any(|n| dr7 >> (n * 2) & 3 != 0 && dr7 >> (16 + n * 4) & 3 == 0);
         self.careful =
             s.rflags.intersects(RFlags::TF | RFlags::RF) || s.shadow != Shadow::None || breakpoints;
     }
@@ -269,11 +269,7 @@ impl Vcpu {
 
     /// Linear address of an offset in CS.
     pub fn code_address(&self, rip: u64) -> u64 {
-        if self.state.code64() {
-            rip
-        } else {
-            self.state.seg[seg::CS].base.wrapping_add(rip) & 0xFFFF_FFFF
-        }
+        if self.state.code64() { rip } else { self.state.seg[seg::CS].base.wrapping_add(rip) & 0xFFFF_FFFF }
     }
 
     /// Looks at everything that may happen between two instructions.

@@ -324,12 +324,8 @@ impl CpuState {
         let data = attr::P | attr::S | attr::RW | attr::A;
         let segment = Segment { selector: 0, attributes: data, limit: 0xFFFF, base: 0 };
         let mut seg = [segment; seg::COUNT];
-        seg[seg::CS] = Segment {
-            selector: 0xF000,
-            attributes: data | attr::CODE,
-            limit: 0xFFFF,
-            base: 0xFFFF_0000,
-        };
+        seg[seg::CS] =
+            Segment { selector: 0xF000, attributes: data | attr::CODE, limit: 0xFFFF, base: 0xFFFF_0000 };
         seg[seg::FLAT] = Segment { selector: 0, attributes: data | attr::DB | attr::G, limit: !0, base: 0 };
         seg[seg::FLAT_STACK] = seg[seg::FLAT];
         let mut gpr = [0; gpr::COUNT];

@@ -70,7 +70,10 @@ pub struct Tlb {
 impl Default for Tlb {
     fn default() -> Self {
         let table = || Box::new(std::array::from_fn(Entry::invalid));
-        Tlb { classes: [table(), table(), table(), table()], writers: vec![Writer::default(); WRITERS].into() }
+        Tlb {
+            classes: [table(), table(), table(), table()],
+            writers: vec![Writer::default(); WRITERS].into(),
+        }
     }
 }
 

@@ -87,7 +87,7 @@ fn grub_cd() -> Result<(), String> {
     let iso = guest::file("grub-rescue-pc", "usr/lib/grub-rescue/grub-rescue-cdrom.iso")?;
     let mut config = seabios()?;
     config.ide[2] = Some(IdeDrive::CdRom(Some(Box::new(open(&iso)?))));
-    grub(config, "(cd0)")
+    grub(config, "(cd)")
 }
 
 fn grub_floppy() -> Result<(), String> {
@@ -114,7 +114,15 @@ fn grub(config: MachineConfig, drive: &str) -> Result<(), String> {
     guest.screen_shows("available RAM", 60)?;
     guest.machine.type_text("videoinfo\n");
     guest.screen_until("a list of video modes", 60, |s| s.contains("1024 x  768") || s.contains("EDID"))?;
-    Ok(())
+    // Graphics mode: a test picture until a key is pressed.
+    guest.machine.type_text("\nvideotest 640x480x32\n");
+    for _ in 0..300 {
+        if guest.machine.text_screen().is_none() {
+            return Ok(());
+        }
+        std::thread::sleep(std::time::Duration::from_millis(200));
+    }
+    Err(format!("videotest did not switch to a graphics mode:\n{}", guest.screen()))
 }
 
 /// A RAM disk with busybox whose `/init` is a shell on COM1.
@@ -188,18 +196,19 @@ fn with_disk(path: &Path) -> Result<(), String> {
         config.ide[0] = Some(IdeDrive::Disk(Box::new(image)));
         let mut guest = Guest::start(config)?;
         guest.expect("guest is up", 240)?;
-        guest.line("nproc; ls /dev/sda && echo there is a disk");
-        guest.expect("2", 30)?;
+        // Quotes keep the echo of a typed line from looking like its answer.
+        guest.line("echo cpus=$(nproc); ls -l /dev/sda && echo there is a d'i'sk");
+        guest.expect("cpus=2", 30)?;
         guest.expect("there is a disk", 30)?;
         if mode == "DMA" {
-            guest.line("printf 'n\\np\\n1\\n\\n\\nw\\n' | fdisk /dev/sda >/dev/null; mkfs.ext2 /dev/sda1 && echo made");
+            guest.line("printf 'n\\np\\n1\\n\\n\\nw\\n' | fdisk /dev/sda >/dev/null; mkfs.ext2 /dev/sda1 && echo ma'd'e");
             guest.expect("made", 60)?;
         }
         guest.line(&format!(
-            "mount -t ext2 /dev/sda1 /mnt && echo written by the guest, by {mode} > /mnt/{mode} && umount /mnt && echo done {mode}"
+            "mount -t ext2 /dev/sda1 /mnt && echo written by the guest, by {mode} > /mnt/{mode} && umount /mnt && echo d'o'ne {mode}"
         ));
         guest.expect(&format!("done {mode}"), 60)?;
-        guest.line("for n in 1 2; do (i=0; while [ $i -lt 20000 ]; do i=$((i+1)); done; echo worker $n) & done; wait; echo both ended");
+        guest.line("for n in 1 2; do (i=0; while [ $i -lt 20000 ]; do i=$((i+1)); done; echo worker $n) & done; wait; echo both e'n'ded");
         guest.expect("both ended", 120)?;
         guest.line("poweroff -f");
         guest.ends(60)?;
@@ -257,7 +266,11 @@ fn installer_i386() -> Result<(), String> {
     let initrd = guest::bytes(package, &format!("{at}/initrd.gz"))?;
     let guest = Guest::start(MachineConfig {
         memory: 512 << 20,
-        ..direct(kernel, "vga=normal fb=false priority=low quiet", Some(initrd))
+        ..direct(
+            kernel,
+            "vga=normal fb=false nomodeset modprobe.blacklist=bochs priority=low quiet",
+            Some(initrd),
+        )
     })?;
     let first = guest.screen_shows("Select a language", 400).or_else(|_| guest.screen_shows("Choose", 10))?;
     let cells = || guest.machine.text_screen().map(|s| s.cells);

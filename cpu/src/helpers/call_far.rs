@@ -55,7 +55,7 @@ pub fn jmp_far(v: &mut Vcpu, i: &Insn) -> Result<(), Exit> {
             set_code(v, segment, v.state.cpl, offset);
             Err(Exit::Leave)
         }
-        _ => task(v, i, &d, selector, Reason::Jump),
+        _ => task(v, &d, selector, Reason::Jump),
     }
 }
 
@@ -93,7 +93,7 @@ pub fn call_far(v: &mut Vcpu, i: &Insn) -> Result<(), Exit> {
     }
     match d.typ() {
         kind::CALL16 | kind::CALL32 => call_gate(v, &d, selector, back),
-        _ => task(v, i, &d, selector, Reason::Call),
+        _ => task(v, &d, selector, Reason::Call),
     }
 }
 
@@ -292,7 +292,7 @@ pub fn checked_inner_ss(v: &mut Vcpu, selector: u16, cpl: u8) -> Result<Segment,
     Ok(segment)
 }
 
-fn task(v: &mut Vcpu, i: &Insn, d: &Descriptor, selector: u16, reason: Reason) -> Result<(), Exit> {
+fn task(v: &mut Vcpu, d: &Descriptor, selector: u16, reason: Reason) -> Result<(), Exit> {
     let error = error_of(selector);
     let (cpl, rpl) = (v.state.cpl, (selector & 3) as u8);
     let known = matches!(d.typ(), kind::TASK_GATE | kind::TSS16 | kind::TSS32);
@@ -307,7 +307,6 @@ fn task(v: &mut Vcpu, i: &Insn, d: &Descriptor, selector: u16, reason: Reason) -
     } else {
         selector
     };
-    let _ = i;
     v.switch_task(tss, reason, None)?;
     Err(Exit::Leave)
 }

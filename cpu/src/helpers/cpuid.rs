@@ -71,7 +71,7 @@ impl Vcpu {
             7 if sub == 0 => [0, f.leaf7_ebx, f.leaf7_ecx, f.leaf7_edx],
             0xB => match sub {
                 0 => [0, 1, 1 << 8, id],
-                1 => [32 - (cpus - 1).leading_zeros().min(31) , cpus, 2 << 8 | 1, id],
+                1 => [32 - (cpus - 1).leading_zeros().min(31), cpus, 2 << 8 | 1, id],
                 _ => [0, 0, sub & 0xFF, id],
             },
             0xD => match sub {

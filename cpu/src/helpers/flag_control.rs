@@ -49,8 +49,7 @@ fn real_interrupt_flag(v: &mut Vcpu) -> Result<bool, Exit> {
     if !s.protected() || s.cpl <= s.iopl() && !s.v86() || s.v86() && s.iopl() == 3 {
         return Ok(true);
     }
-    let virtual_flag =
-        if s.v86() { s.cr4 & cr4::VME != 0 } else { s.cr4 & cr4::PVI != 0 && s.cpl == 3 };
+    let virtual_flag = if s.v86() { s.cr4 & cr4::VME != 0 } else { s.cr4 & cr4::PVI != 0 && s.cpl == 3 };
     if virtual_flag { Ok(false) } else { Err(v.protection()) }
 }
 

@@ -308,7 +308,13 @@ impl Vcpu {
         Ok(())
     }
 
-    fn push_frame(&mut self, stack: &mut Stack, size: u8, flags: RFlags, error: Option<u16>) -> Result<(), Exit> {
+    fn push_frame(
+        &mut self,
+        stack: &mut Stack,
+        size: u8,
+        flags: RFlags,
+        error: Option<u16>,
+    ) -> Result<(), Exit> {
         let (cs, rip) = (u64::from(self.state.seg[seg::CS].selector), self.state.gpr[gpr::RIP]);
         stack.push(self, size, flags.bits())?;
         stack.push(self, size, cs)?;

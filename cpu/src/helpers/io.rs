@@ -50,7 +50,9 @@ pub fn write(v: &mut Vcpu, port: u16, size: u8, value: u32) {
 fn port(v: &Vcpu, i: &Insn) -> u16 {
     use iced_x86::Code::*;
     match i.code {
-        In_AL_imm8 | In_AX_imm8 | In_EAX_imm8 | Out_imm8_AL | Out_imm8_AX | Out_imm8_EAX => i.imm as u16 & 0xFF,
+        In_AL_imm8 | In_AX_imm8 | In_EAX_imm8 | Out_imm8_AL | Out_imm8_AX | Out_imm8_EAX => {
+            i.imm as u16 & 0xFF
+        }
         _ => v.state.gpr[gpr::RDX] as u16,
     }
 }

@@ -164,7 +164,9 @@ impl Vcpu {
             MISC_ENABLE => m.misc_enable = value,
             DEBUGCTL if value & !0xDFC3 == 0 => m.debug_ctl = value,
             PAT if (0..8).all(|n| memory_type(value >> (n * 8) & 0xFF, true)) => m.pat = value,
-            MTRR_DEF_TYPE if memory_type(value & 0xFF, false) && value & !0xCFF == 0 => m.mtrr_def_type = value,
+            MTRR_DEF_TYPE if memory_type(value & 0xFF, false) && value & !0xCFF == 0 => {
+                m.mtrr_def_type = value;
+            }
             0x200..=0x20F => m.mtrr_variable[(msr - 0x200) as usize] = value,
             0x400..=0x427 => match msr & 3 {
                 0 => m.mc_ctl[((msr - 0x400) / 4) as usize] = value,
@@ -180,7 +182,9 @@ impl Vcpu {
             KERNEL_GS_BASE if canonical(value) => m.kernel_gs_base = value,
             TSC_AUX if value >> 32 == 0 => m.tsc_aux = value,
             _ => match fixed_mtrr(msr) {
-                Some(n) if (0..8).all(|b| memory_type(value >> (b * 8) & 0xFF, false)) => m.mtrr_fixed[n] = value,
+                Some(n) if (0..8).all(|b| memory_type(value >> (b * 8) & 0xFF, false)) => {
+                    m.mtrr_fixed[n] = value;
+                }
                 _ => return false,
             },
         }
@@ -191,9 +195,7 @@ impl Vcpu {
         use crate::model::ext1;
         let e = self.model.features.ext1_edx;
         let mut allowed = efer::LMA;
-        for (bit, flag) in
-            [(ext1::SYSCALL, efer::SCE), (ext1::LM, efer::LME), (ext1::NX, efer::NXE)]
-        {
+        for (bit, flag) in [(ext1::SYSCALL, efer::SCE), (ext1::LM, efer::LME), (ext1::NX, efer::NXE)] {
             if e & bit != 0 {
                 allowed |= flag;
             }

@@ -247,15 +247,10 @@ pub fn mov_from_segment(v: &mut Vcpu, i: &Insn) -> Result<(), Exit> {
 pub fn pop_segment(v: &mut Vcpu, i: &Insn) -> Result<(), Exit> {
     let n = usize::from(i.r0) & 7;
     let mut stack = Stack::current(v);
-    let selector = if i.w == 2 { stack.pop(v, 2)? } else { pop_selector(&mut stack, v, i.w)? };
+    let selector = stack.pop(v, i.w)?;
     v.load_segment(n, selector as u16)?;
     stack.commit(v);
     leave_segment(v, n)
-}
-
-/// Pops an operand of which only the low word counts.
-fn pop_selector(stack: &mut Stack, v: &mut Vcpu, size: u8) -> Result<u64, Exit> {
-    Ok(stack.pop(v, size)? & 0xFFFF)
 }
 
 /// LDS, LES, LSS, LFS, LGS: a far pointer from memory.
@@ -388,8 +383,7 @@ pub fn ltr(v: &mut Vcpu, i: &Insn) -> Result<(), Exit> {
         return Err(v.raise_code(vector::GP, error));
     }
     let d = v.descriptor(selector, vector::GP)?;
-    let available =
-        d.typ() == kind::TSS32 || d.typ() == kind::TSS16 && !v.state.long_mode();
+    let available = d.typ() == kind::TSS32 || d.typ() == kind::TSS16 && !v.state.long_mode();
     if d.is_segment() || !available {
         return Err(v.raise_code(vector::GP, error));
     }

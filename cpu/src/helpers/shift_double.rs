@@ -131,11 +131,7 @@ fn rotate_through_carry(v: &mut Vcpu, i: &Insn, left: bool) -> Result<(), Exit> 
     let (result, cf) = (r as u64 & w.mask(), r >> bits & 1 != 0);
     put0(v, i, result)?;
     if masked != 0 {
-        let of = if left {
-            cf != (result & w.sign() != 0)
-        } else {
-            (result ^ result << 1) & w.sign() != 0
-        };
+        let of = if left { cf != (result & w.sign() != 0) } else { (result ^ result << 1) & w.sign() != 0 };
         let on = |flag: RFlags, set: bool| if set { flag } else { RFlags::empty() };
         v.set_status(RFlags::CF | RFlags::OF, on(RFlags::CF, cf) | on(RFlags::OF, of));
     }

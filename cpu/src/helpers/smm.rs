@@ -31,9 +31,8 @@ impl Map for Save<'_> {
 
 impl Map for Restore<'_> {
     fn field(&mut self, offset: u64, size: u8, value: &mut u64) {
-        *value = (0..u64::from(size))
-            .rev()
-            .fold(0, |v, n| v << 8 | self.0.physical_read(self.1 + offset + n, 1));
+        *value =
+            (0..u64::from(size)).rev().fold(0, |v, n| v << 8 | self.0.physical_read(self.1 + offset + n, 1));
     }
 }
 
@@ -144,7 +143,11 @@ impl Vcpu {
         let mut s = self.state.clone();
         let long = self.model.features.ext1_edx & ext1::LM != 0;
         let mut map = Save(self, base + AREA);
-        if long { map64(&mut map, &mut s) } else { map32(&mut map, &mut s) }
+        if long {
+            map64(&mut map, &mut s);
+        } else {
+            map32(&mut map, &mut s);
+        }
         let s = &mut self.state;
         s.cr0 &= !(cr0::PE | cr0::EM | cr0::TS | cr0::PG);
         s.cr4 = 0;
@@ -154,7 +157,8 @@ impl Vcpu {
         s.cpl = 0;
         s.nmi_blocked = true;
         s.gpr[gpr::RIP] = 0x8000;
-        let data = Segment { selector: 0, attributes: attr::P | attr::S | attr::RW | attr::A, limit: !0, base: 0 };
+        let data =
+            Segment { selector: 0, attributes: attr::P | attr::S | attr::RW | attr::A, limit: !0, base: 0 };
         for n in [seg::ES, seg::SS, seg::DS, seg::FS, seg::GS] {
             s.seg[n] = data;
         }
@@ -171,7 +175,11 @@ pub fn rsm(v: &mut Vcpu, _: &Insn) -> Result<(), Exit> {
     let mut s = v.state.clone();
     let long = v.model.features.ext1_edx & ext1::LM != 0;
     let mut map = Restore(v, base + AREA);
-    if long { map64(&mut map, &mut s) } else { map32(&mut map, &mut s) }
+    if long {
+        map64(&mut map, &mut s);
+    } else {
+        map32(&mut map, &mut s);
+    }
     // What no processor could have saved shuts it down.
     let bad = s.cr0 & cr0::PG != 0 && s.cr0 & cr0::PE == 0 || s.cr0 >> 32 != 0;
     if bad {

@@ -42,7 +42,11 @@ impl Stack {
         let sp = self.sp.wrapping_sub(u64::from(size)) & self.mask;
         let address = self.address(v, sp, size, true)?;
         let store = |v: &mut Vcpu| v.store_sized(seg::FLAT_STACK as u8, address, size, value);
-        if self.user { store(v)? } else { v.as_supervisor(store)? }
+        if self.user {
+            store(v)?;
+        } else {
+            v.as_supervisor(store)?;
+        }
         self.sp = sp;
         Ok(())
     }

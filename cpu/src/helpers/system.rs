@@ -28,16 +28,8 @@ const CR4_BITS: u64 = cr4::VME
 impl Vcpu {
     /// MOV to CR0 with all its consequences (SDM Vol. 3, "Control Registers").
     pub(crate) fn write_cr0(&mut self, value: u64) -> Result<(), Exit> {
-        let known = cr0::PE
-            | cr0::MP
-            | cr0::EM
-            | cr0::TS
-            | cr0::NE
-            | cr0::WP
-            | cr0::AM
-            | cr0::NW
-            | cr0::CD
-            | cr0::PG;
+        let known =
+            cr0::PE | cr0::MP | cr0::EM | cr0::TS | cr0::NE | cr0::WP | cr0::AM | cr0::NW | cr0::CD | cr0::PG;
         let bad = value >> 32 != 0
             || value & cr0::PG != 0 && value & cr0::PE == 0
             || value & cr0::NW != 0 && value & cr0::CD == 0;

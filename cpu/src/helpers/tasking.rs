@@ -29,7 +29,12 @@ struct Image {
 
 impl Vcpu {
     /// Switches to the task whose TSS `selector` names. `error` is pushed on the new stack.
-    pub(crate) fn switch_task(&mut self, selector: u16, reason: Reason, error: Option<u16>) -> Result<(), Exit> {
+    pub(crate) fn switch_task(
+        &mut self,
+        selector: u16,
+        reason: Reason,
+        error: Option<u16>,
+    ) -> Result<(), Exit> {
         let code = error_of(selector);
         let bad = if reason == Reason::Iret { vector::TS } else { vector::GP };
         if code == 0 || selector & 4 != 0 {
@@ -109,12 +114,8 @@ impl Vcpu {
 
     fn read_tss16(&mut self, base: u64) -> Result<Image, Exit> {
         let mut get = |offset: u64| self.load_system(base.wrapping_add(offset), 2);
-        let mut image = Image {
-            rip: get(0x0E)?,
-            flags: get(0x10)?,
-            ldt: get(0x2A)? as u16,
-            ..Image::default()
-        };
+        let mut image =
+            Image { rip: get(0x0E)?, flags: get(0x10)?, ldt: get(0x2A)? as u16, ..Image::default() };
         for n in 0..8 {
             image.gpr[n as usize] = get(0x12 + n * 2)? | 0xFFFF_0000;
         }
