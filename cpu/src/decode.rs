@@ -85,21 +85,24 @@ pub fn lower(x: &Instruction, key: BlockKey, features: &crate::model::Features) 
     let lock = lock || x.mnemonic() == M::Xchg && i.memory();
     i.run = match select(x, &mut i) {
         H(f) => f,
-        K(forms) => {
-            let immediate = matches!(x.op1_kind(), k if is_immediate(k)) && x.op_count() == 2;
-            let form = match (i.mem_op, immediate) {
-                (0, true) if lock => form::LOCKED_IMM,
-                (0, false) if lock => form::LOCKED_REG,
-                (0, true) => form::MEM_IMM,
-                (0, false) => form::MEM_REG,
-                (1, _) => form::REG_MEM,
-                (_, true) => form::REG_IMM,
-                _ => form::REG_REG,
-            };
-            forms[usize::from(form)][i.w.trailing_zeros().min(3) as usize]
-        }
+        K(forms) => pick(forms, x, &i, lock),
     };
     i
+}
+
+/// The handler of a kernel for the forms of an instruction's operands.
+pub(crate) fn pick(forms: &Forms, x: &Instruction, i: &Insn, lock: bool) -> Handler {
+    let immediate = matches!(x.op1_kind(), k if is_immediate(k)) && x.op_count() == 2;
+    let form = match (i.mem_op, immediate) {
+        (0, true) if lock => form::LOCKED_IMM,
+        (0, false) if lock => form::LOCKED_REG,
+        (0, true) => form::MEM_IMM,
+        (0, false) => form::MEM_REG,
+        (1, _) => form::REG_MEM,
+        (_, true) => form::REG_IMM,
+        _ => form::REG_REG,
+    };
+    forms[usize::from(form)][i.w.trailing_zeros().min(3) as usize]
 }
 
 fn is_immediate(kind: OpKind) -> bool {

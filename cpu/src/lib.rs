@@ -3,6 +3,8 @@
 
 pub mod blocks;
 pub mod bus;
+#[cfg(any(test, feature = "checking"))]
+pub mod checking;
 mod decode;
 pub mod engine;
 pub mod fault;

@@ -64,6 +64,8 @@ const WRITERS: usize = 4096;
 
 pub struct Tlb {
     classes: [Box<[Entry; ENTRIES]>; 4],
+    /// Whether a class may hold entries: empty ones need no flush.
+    used: [bool; 4],
     writers: Box<[Writer]>,
 }
 
@@ -72,6 +74,7 @@ impl Default for Tlb {
         let table = || Box::new(std::array::from_fn(Entry::invalid));
         Tlb {
             classes: [table(), table(), table(), table()],
+            used: [false; 4],
             writers: vec![Writer::default(); WRITERS].into(),
         }
     }
@@ -97,11 +100,13 @@ impl Tlb {
     }
     #[inline(always)]
     pub fn entry_mut(&mut self, class: Class, address: u64) -> &mut Entry {
+        self.used[class as usize] = true;
         &mut self.classes[class as usize][slot(address)]
     }
     /// Drops everything, or everything but global pages.
     pub fn flush(&mut self, keep_global: bool) {
-        for table in &mut self.classes {
+        for (table, used) in self.classes.iter_mut().zip(&mut self.used).filter(|(_, used)| **used) {
+            *used = keep_global;
             for (i, entry) in table.iter_mut().enumerate() {
                 if !(keep_global && entry.global) {
                     *entry = Entry::invalid(i);

@@ -68,9 +68,9 @@ fn arithmetic(v: &mut Vcpu, i: &Insn, op: Binary, reverse: bool, pops: u8) -> Re
     Ok(())
 }
 
-/// Adds DE for an operand that was a denormal in memory, and is none in a register.
+/// Adds DE for an operand that was a denormal in memory, and is none in a register. IE and ZE go before it.
 fn with_denormal(a: F80, b: F80, flags: u16, control: u16) -> u16 {
-    if flags & IE != 0 || a.is_nan() || b.is_nan() {
+    if flags & (IE | ZE) != 0 || a.is_nan() || b.is_nan() {
         flags
     } else if control & DE == 0 {
         flags & EARLY | DE

@@ -81,8 +81,12 @@ fn fld(v: &mut Vcpu, i: &Insn) -> Result<(), Exit> {
     v.x87_note(i);
     let (value, flags) = convert::load(format, bits);
     let x = &mut v.state.x87;
-    if x.room() && x.report(flags, C1) {
-        x.push(value);
+    if x.room() {
+        x.report(flags, C1);
+        // An unmasked #D comes with the push, an unmasked #IA without.
+        if flags & !x.control & IE == 0 {
+            x.push(value);
+        }
     }
     Ok(())
 }

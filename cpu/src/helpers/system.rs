@@ -57,7 +57,9 @@ impl Vcpu {
             self.state.msr.efer &= !efer::LMA;
         }
         self.state.cr0 = new;
-        if (old ^ new) & (cr0::PG | cr0::WP | cr0::PE) != 0 {
+        // Without paging, before and after, translations stay as they are: real-mode calls of boot loaders switch PE
+        // back and forth.
+        if (old | new) & cr0::PG != 0 && (old ^ new) & (cr0::PG | cr0::WP) != 0 {
             self.flush_tlb(false);
         }
         self.update_class();

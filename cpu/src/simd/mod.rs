@@ -24,7 +24,7 @@ mod soft_sse;
 mod state_save;
 mod string_compare;
 #[cfg(all(test, target_arch = "x86_64"))]
-mod tests;
+pub(crate) mod tests;
 
 /// The floating-point unit of this host.
 #[cfg(target_arch = "x86_64")]
