@@ -33,6 +33,8 @@ pub enum Outcome {
 struct State {
     /// How many callers want the vCPUs to stand.
     pauses: u32,
+    /// One of the pauses is [`Control::hold`]'s.
+    held: bool,
     /// vCPU threads that stand.
     parked: usize,
     threads: usize,
@@ -168,15 +170,17 @@ impl Control {
     pub fn hold(&self) {
         let mut state = locked(&self.state);
         state.pauses += 1;
+        state.held = true;
         self.update_hold(&state);
     }
 
-    /// Waits until all vCPUs stand because they were asked to, or the machine has ended.
-    pub fn wait_standing(&self) {
+    /// Waits until a vCPU has called [`Control::hold`] and all stand, or the machine has ended.
+    pub fn wait_held(&self) {
         let mut state = locked(&self.state);
-        while state.outcome.is_none() && (state.pauses == 0 || state.parked < state.threads) {
+        while state.outcome.is_none() && !(state.held && state.parked == state.threads) {
             state = self.wait(state);
         }
+        state.held = false;
     }
 
     /// The vCPUs stand, or were asked to, for this many callers.

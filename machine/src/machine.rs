@@ -207,7 +207,7 @@ impl Machine {
         if core.board.control.deterministic_vcpu().is_some() {
             core.vcpus.stop_at.store(time, Release);
             self.resume();
-            core.board.control.wait_standing();
+            core.board.control.wait_held();
             self.paused.store(true, Release);
         }
         self.outcome()
