@@ -63,7 +63,7 @@ fn seabios() -> Result<MachineConfig, String> {
 fn memtest(path: &str) -> Result<(), String> {
     let kernel = guest::bytes("memtest86+", path)?;
     let guest = Guest::start(MachineConfig { memory: 16 << 20, ..direct(kernel, "", None) })?;
-    guest.screen_shows("Memtest86+", 60)?;
+    guest.screen_shows("Memtest86+", 200)?;
     // The status line names the running test.
     guest.screen_until("third test", 120, |s| s.contains("#3") || s.contains("#4"))?;
     no_memtest_error(&guest)
@@ -78,7 +78,7 @@ fn no_memtest_error(guest: &Guest) -> Result<(), String> {
 fn memtest_long() -> Result<(), String> {
     let kernel = guest::bytes("memtest86+", "boot/memtest86+x64.bin")?;
     let guest = Guest::start(direct(kernel, "", None))?;
-    guest.screen_shows("Memtest86+", 60)?;
+    guest.screen_shows("Memtest86+", 200)?;
     std::thread::sleep(std::time::Duration::from_secs(90));
     no_memtest_error(&guest)
 }
@@ -105,13 +105,13 @@ fn open(path: &Path) -> Result<RawImage, String> {
 fn grub(config: MachineConfig, drive: &str) -> Result<(), String> {
     let guest = Guest::start(config)?;
     guest.screen_shows("GNU GRUB", 120)?;
-    guest.screen_shows("Change the colors", 60)?;
+    guest.screen_shows("Change the colors", 200)?;
     guest.machine.type_text("c");
-    guest.screen_shows("grub>", 60)?;
+    guest.screen_shows("grub>", 200)?;
     guest.machine.type_text("ls\n");
-    guest.screen_shows(drive, 60)?;
+    guest.screen_shows(drive, 200)?;
     guest.machine.type_text("lsmmap\n");
-    guest.screen_shows("available RAM", 60)?;
+    guest.screen_shows("available RAM", 200)?;
     guest.machine.type_text("videoinfo\n");
     guest.screen_until("a list of video modes", 60, |s| s.contains("1024 x  768") || s.contains("EDID"))?;
     // Graphics mode: a test picture until a key is pressed.
@@ -147,15 +147,15 @@ fn linux(memory: u64, cpus: usize) -> Result<MachineConfig, String> {
 /// A shell on COM1 and on the screen; commands run; `poweroff` ends the machine.
 fn linux_amd64() -> Result<(), String> {
     let mut guest = Guest::start(linux(256, 1)?)?;
-    guest.expect("guest is up", 240)?;
+    guest.expect("guest is up", 500)?;
     guest.line("echo $((6 * 7)) and $(uname -m); sha256sum /bin/busybox | cut -c1-8");
-    guest.expect("42 and x86_64", 30)?;
+    guest.expect("42 and x86_64", 120)?;
     guest.line("setsid sh -c 'exec sh </dev/tty1 >/dev/tty1 2>&1' &");
     std::thread::sleep(std::time::Duration::from_secs(2));
     guest.machine.type_text("echo on the screen $((1000 - 1))\n");
-    guest.screen_shows("on the screen 999", 30)?;
+    guest.screen_shows("on the screen 999", 120)?;
     guest.line("poweroff -f");
-    match guest.ends(60)? {
+    match guest.ends(200)? {
         Outcome::PoweredOff => Ok(()),
         other => Err(format!("ended with {other:?} instead of power off")),
     }
@@ -195,23 +195,23 @@ fn with_disk(path: &Path) -> Result<(), String> {
         let image = RawImage::open(path, false).map_err(|e| e.to_string())?;
         config.ide[0] = Some(IdeDrive::Disk(Box::new(image)));
         let mut guest = Guest::start(config)?;
-        guest.expect("guest is up", 240)?;
+        guest.expect("guest is up", 500)?;
         // Quotes keep the echo of a typed line from looking like its answer.
         guest.line("echo cpus=$(nproc); ls -l /dev/sda && echo there is a d'i'sk");
-        guest.expect("cpus=2", 30)?;
-        guest.expect("there is a disk", 30)?;
+        guest.expect("cpus=2", 120)?;
+        guest.expect("there is a disk", 120)?;
         if mode == "DMA" {
             guest.line("printf 'n\\np\\n1\\n\\n\\nw\\n' | fdisk /dev/sda >/dev/null; mkfs.ext2 /dev/sda1 && echo ma'd'e");
-            guest.expect("made", 60)?;
+            guest.expect("made", 200)?;
         }
         guest.line(&format!(
             "mount -t ext2 /dev/sda1 /mnt && echo written by the guest, by {mode} > /mnt/{mode} && umount /mnt && echo d'o'ne {mode}"
         ));
-        guest.expect(&format!("done {mode}"), 60)?;
+        guest.expect(&format!("done {mode}"), 200)?;
         guest.line("for n in 1 2; do (i=0; while [ $i -lt 20000 ]; do i=$((i+1)); done; echo worker $n) & done; wait; echo both e'n'ded");
         guest.expect("both ended", 120)?;
         guest.line("poweroff -f");
-        guest.ends(60)?;
+        guest.ends(200)?;
     }
     Ok(())
 }
@@ -272,7 +272,7 @@ fn installer_i386() -> Result<(), String> {
             Some(initrd),
         )
     })?;
-    let first = guest.screen_shows("Select a language", 400).or_else(|_| guest.screen_shows("Choose", 10))?;
+    let first = guest.screen_shows("Select a language", 700).or_else(|_| guest.screen_shows("Choose", 10))?;
     let cells = || guest.machine.text_screen().map(|s| s.cells);
     let before = cells();
     guest.machine.send_keys("down").map_err(|e| e.to_string())?;

@@ -164,7 +164,9 @@ pub fn mov_to_control(v: &mut Vcpu, i: &Insn) -> Result<(), Exit> {
             if value > 15 {
                 return Err(v.protection());
             }
+            v.before_device_access();
             v.bus.set_task_priority(v.id, value as u8);
+            v.after_device_access();
         }
         _ => return Err(v.undefined()),
     }
@@ -174,6 +176,7 @@ pub fn mov_to_control(v: &mut Vcpu, i: &Insn) -> Result<(), Exit> {
 /// MOV r, CRn.
 pub fn mov_from_control(v: &mut Vcpu, i: &Insn) -> Result<(), Exit> {
     v.require_cpl0()?;
+    v.before_device_access();
     let value = match i.r1 {
         0 => v.state.cr0,
         2 => v.state.cr2,
