@@ -2,6 +2,7 @@
 
 mod code_fetch;
 mod debug_events;
+mod modes;
 mod paging;
 mod privilege;
 mod segmentation;
