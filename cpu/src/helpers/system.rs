@@ -301,7 +301,8 @@ pub fn hlt(v: &mut Vcpu, _: &Insn) -> Result<(), Exit> {
 
 /// MONITOR: arms the line of the address.
 pub fn monitor(v: &mut Vcpu, i: &Insn) -> Result<(), Exit> {
-    v.require_cpl0()?;
+    // #UD, not #GP, outside CPL 0.
+    v.require(v.state.cpl == 0)?;
     if v.state.gpr[gpr::RCX] & 0xFFFF_FFFF != 0 {
         return Err(v.protection());
     }
@@ -315,7 +316,8 @@ pub fn monitor(v: &mut Vcpu, i: &Insn) -> Result<(), Exit> {
 /// MWAIT: other processors' stores to the line are not watched, so it ends at once, as an implementation may; the
 /// guest looks at its memory and comes back. A thread yield keeps the host usable.
 pub fn mwait(v: &mut Vcpu, _: &Insn) -> Result<(), Exit> {
-    v.require_cpl0()?;
+    // #UD, not #GP, outside CPL 0.
+    v.require(v.state.cpl == 0)?;
     if v.state.gpr[gpr::RCX] & 0xFFFF_FFFE != 0 {
         return Err(v.protection());
     }
