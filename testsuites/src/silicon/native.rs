@@ -108,7 +108,7 @@ impl Native {
             RUNNING.store(false, SeqCst);
             let c = &*context;
             let vector = c.trap as u8;
-            let raised = (c.trap != NO_TRAP).then(|| Raised {
+            let raised = (c.trap != NO_TRAP).then_some(Raised {
                 vector,
                 error: if matches!(vector, 8 | 10..=14 | 17) { c.error } else { 0 },
                 address: if vector == 14 { c.cr2 } else { 0 },
@@ -152,8 +152,8 @@ extern "C" fn handler(signal: i32, _: *mut libc::siginfo_t, ucontext: *mut libc:
     unsafe {
         let machine = &mut (*ucontext.cast::<libc::ucontext_t>()).uc_mcontext;
         let c = &mut *(CONTEXT as *mut Context);
-        for n in 0..16 {
-            c.gpr_out[n] = machine.gregs[PLACE[n]] as u64;
+        for (out, place) in c.gpr_out.iter_mut().zip(PLACE) {
+            *out = machine.gregs[place] as u64;
         }
         c.rip_out = machine.gregs[16] as u64;
         c.rflags_out = machine.gregs[17] as u64;

@@ -150,9 +150,9 @@ fn system_segment_loads() {
         b.code(|a| {
             a.mov(eax, u32::from(sel::SPARE))?;
             if tr {
-                a.ltr(ax)?
+                a.ltr(ax)?;
             } else {
-                a.lldt(ax)?
+                a.lldt(ax)?;
             }
             a.hlt()
         });
@@ -183,7 +183,8 @@ fn system_segment_loads() {
 fn instruction_checks() {
     type Emit = fn(&mut CodeAssembler) -> Result<(), IcedError>;
     // Name, 64-bit mode, CPL, CR4 bits, program, expected.
-    let rows: &[(&str, bool, u8, u64, Emit, (u8, u64))] = &[
+    type Row = (&'static str, bool, u8, u64, Emit, (u8, u64));
+    let rows: &[Row] = &[
         ("DIV by 0", false, 0, 0, |a| a.div(ecx), (0, 0)),
         (
             "IDIV overflow",
@@ -353,9 +354,9 @@ fn protected_mode_virtual_interrupts() {
         let mut b = Bench::protected();
         b.code(|a| {
             if sti {
-                a.sti()?
+                a.sti()?;
             } else {
-                a.cli()?
+                a.cli()?;
             }
             a.int3()
         });

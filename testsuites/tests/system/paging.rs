@@ -273,9 +273,9 @@ fn canonical_addresses() {
             a.mov(rax, 0x8000_0000_0000u64)?;
             a.mov(rbp, rax)?;
             if stack {
-                a.mov(ecx, dword_ptr(rbp))?
+                a.mov(ecx, dword_ptr(rbp))?;
             } else {
-                a.mov(ecx, dword_ptr(rax))?
+                a.mov(ecx, dword_ptr(rax))?;
             }
             a.hlt()
         });
