@@ -4,7 +4,7 @@
 #[test]
 fn agrees_with_the_host() {
     let number = |name: &str| std::env::var(name).ok().and_then(|v| v.parse::<u64>().ok());
-    let cases = number("TRIMARAN_CASES").unwrap_or(200_000);
+    let cases = number("TRIMARAN_CASES").unwrap_or(800_000);
     let only = std::env::var("TRIMARAN_ONLY").ok();
     match trimaran_testsuites::silicon::run(number("TRIMARAN_SEED").unwrap_or(1), cases, only.as_deref()) {
         Err(why) => println!("skipped: {why}"),

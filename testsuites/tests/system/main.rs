@@ -8,6 +8,7 @@ mod debug_events;
 mod modes;
 mod paging;
 mod privilege;
+mod regressions;
 mod segmentation;
 mod system_calls;
 mod tasks;
