@@ -79,7 +79,10 @@ impl Guest {
             }
             if Instant::now() > end || self.machine.outcome().is_some() {
                 let tail = &all[all.floor_char_boundary(all.len().saturating_sub(2000))..];
-                return Err(format!("no {text:?} on COM1 within {seconds} s; its end:\n{tail}\n{}", self.screen()));
+                return Err(format!(
+                    "no {text:?} on COM1 within {seconds} s; its end:\n{tail}\n{}",
+                    self.screen()
+                ));
             }
             std::thread::sleep(Duration::from_millis(50));
         }
@@ -91,12 +94,7 @@ impl Guest {
     }
 
     /// Waits until the text screen satisfies `f`.
-    pub fn screen_until(
-        &self,
-        what: &str,
-        seconds: u64,
-        f: impl Fn(&str) -> bool,
-    ) -> Result<String, String> {
+    pub fn screen_until(&self, what: &str, seconds: u64, f: impl Fn(&str) -> bool) -> Result<String, String> {
         let end = Instant::now() + Duration::from_secs(seconds);
         loop {
             let screen = self.screen();
@@ -104,7 +102,10 @@ impl Guest {
                 return Ok(screen);
             }
             if Instant::now() > end || self.machine.outcome().is_some() {
-                return Err(format!("no {what} on the screen within {seconds} s:\n{screen}\n{}", self.serial()));
+                return Err(format!(
+                    "no {what} on the screen within {seconds} s:\n{screen}\n{}",
+                    self.serial()
+                ));
             }
             std::thread::sleep(Duration::from_millis(100));
         }
@@ -123,6 +124,7 @@ impl Guest {
     /// Waits for the end.
     pub fn ends(&self, seconds: u64) -> Result<Outcome, String> {
         let outcome = self.machine.wait_for(Duration::from_secs(seconds));
-        outcome.ok_or_else(|| format!("still running after {seconds} s:\n{}\n{}", self.screen(), self.serial()))
+        outcome
+            .ok_or_else(|| format!("still running after {seconds} s:\n{}\n{}", self.screen(), self.serial()))
     }
 }

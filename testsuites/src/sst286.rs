@@ -198,7 +198,8 @@ impl Suite {
                 report.revoked += 1;
                 continue;
             }
-            let change = CHANGED.iter().find(|c| (c.opcode == opcode || c.opcode == ANY) && (c.applies)(test));
+            let change =
+                CHANGED.iter().find(|c| (c.opcode == opcode || c.opcode == ANY) && (c.applies)(test));
             if change.is_some_and(|c| c.registers.is_empty()) {
                 report.excused += 1;
                 continue;

@@ -2,7 +2,8 @@
 //! which package is missing and counts as skipped. `TRIMARAN_LONG=1` adds the long ones.
 
 use libtest_mimic::{Arguments, Failed, Trial};
-use std::path::Path;
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
 use trimaran_machine::boot::DirectBoot;
 use trimaran_machine::media::RawImage;
 use trimaran_machine::{IdeDrive, MachineConfig, Outcome, firmware};
@@ -222,35 +223,21 @@ fn with_disk(path: &Path) -> Result<(), String> {
 fn with_modules() -> Result<Vec<u8>, String> {
     let busybox = guest::bytes("busybox-static", "bin/busybox")?;
     let root = guest::folder().ok_or("skipped: no guests; run `cargo x guests`")?.join("lib/modules");
-    let version = std::fs::read_dir(&root)
-        .ok()
-        .and_then(|mut d| d.next()?.ok())
-        .ok_or("skipped: no kernel modules of Debian package linux-image-amd64; run `cargo x guests`")?;
-    let kernel = version.path().join("kernel");
-    let modules = [
-        "drivers/scsi/scsi_common.ko",
-        "drivers/scsi/scsi_mod.ko",
-        "drivers/ata/libata.ko",
-        "drivers/ata/ata_piix.ko",
-        "lib/crc-t10dif.ko",
-        "block/t10-pi.ko",
-        "drivers/scsi/sd_mod.ko",
-        "lib/crc16.ko",
-        "fs/mbcache.ko",
-        "fs/jbd2/jbd2.ko",
-        "fs/ext4/ext4.ko",
-    ];
+    let mut files = BTreeMap::new();
+    find_modules(&root, &mut files);
+    let mut order = Vec::new();
+    // The two checksums that sd_mod asks the crypto layer for come first.
+    for module in ["crct10dif_generic", "crc64_rocksoft_generic", "ata_piix", "sd_mod", "ext4"] {
+        add_module(module, &files, &mut order)?;
+    }
     let mut archive = Archive::default();
     for directory in ["bin", "proc", "sys", "dev", "mnt", "lib"] {
         archive.directory(directory);
     }
     let mut load = String::new();
-    for (n, module) in modules.iter().enumerate() {
-        // What is built into this kernel is no module.
-        if let Ok(bytes) = std::fs::read(kernel.join(module)) {
-            archive.program(&format!("lib/{n}.ko"), &bytes);
-            load += &format!("insmod /lib/{n}.ko\n");
-        }
+    for (name, bytes) in &order {
+        archive.program(&format!("lib/{name}.ko"), bytes);
+        load += &format!("insmod /lib/{name}.ko\n");
     }
     let init = format!(
         "#!/bin/busybox sh\n/bin/busybox --install -s /bin\nmount -t proc proc /proc\nmount -t sysfs sys /sys\n\
@@ -258,6 +245,37 @@ fn with_modules() -> Result<Vec<u8>, String> {
     );
     archive.program("bin/busybox", &busybox).program("init", init.as_bytes());
     archive.finish().map_err(|e| e.to_string())
+}
+
+/// Module names (underscores for hyphens) and their files.
+fn find_modules(folder: &Path, files: &mut BTreeMap<String, PathBuf>) {
+    for entry in std::fs::read_dir(folder).into_iter().flatten().flatten() {
+        let path = entry.path();
+        if path.is_dir() {
+            find_modules(&path, files);
+        } else if path.extension().is_some_and(|e| e == "ko") {
+            let name = path.file_stem().unwrap_or_default().to_string_lossy().replace('-', "_");
+            files.insert(name, path);
+        }
+    }
+}
+
+/// Adds a module after those that its `depends=` line names. What is no file is built into the kernel.
+fn add_module(
+    name: &str,
+    files: &BTreeMap<String, PathBuf>,
+    order: &mut Vec<(String, Vec<u8>)>,
+) -> Result<(), String> {
+    let Some(path) = files.get(name).filter(|_| order.iter().all(|(n, _)| n != name)) else { return Ok(()) };
+    let bytes = std::fs::read(path).map_err(|e| format!("{}: {e}", path.display()))?;
+    let key = b"depends=";
+    let at = bytes.windows(key.len()).position(|w| w == key).map_or(bytes.len(), |at| at + key.len());
+    let line: Vec<u8> = bytes[at..].iter().copied().take_while(|&b| b != 0).collect();
+    for needed in String::from_utf8_lossy(&line).split(',').filter(|n| !n.is_empty()) {
+        add_module(&needed.replace('-', "_"), files, order)?;
+    }
+    order.push((name.to_owned(), bytes));
+    Ok(())
 }
 
 /// The first dialog comes up and a key moves the selection.
@@ -274,7 +292,7 @@ fn installer_i386() -> Result<(), String> {
             Some(initrd),
         )
     })?;
-    let first = guest.screen_shows("Select a language", 700).or_else(|_| guest.screen_shows("Choose", 10))?;
+    let first = guest.screen_shows("Choose language", 700)?;
     let cells = || guest.machine.text_screen().map(|s| s.cells);
     let before = cells();
     guest.machine.send_keys("down").map_err(|e| e.to_string())?;

@@ -5,8 +5,10 @@ use trimaran_testsuites::{moo, sst286::Suite};
 
 #[test]
 fn single_step_tests_80286() {
-    let folder = std::env::var_os("TRIMARAN_SST286")
-        .map_or_else(|| PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../shared/suites/sst286"), PathBuf::from);
+    let folder = std::env::var_os("TRIMARAN_SST286").map_or_else(
+        || PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../shared/suites/sst286"),
+        PathBuf::from,
+    );
     if !folder.join("metadata.json").exists() {
         println!("skipped: SingleStepTests 80286 not found at {} (set TRIMARAN_SST286)", folder.display());
         return;
@@ -38,5 +40,10 @@ fn single_step_tests_80286() {
         }
     }
     println!("{passed} passed, {failed} failed");
-    assert_eq!(failed, 0, "{failed} of {} tests failed; TRIMARAN_SST286_ONLY=<opcode> shows more", passed + failed);
+    assert_eq!(
+        failed,
+        0,
+        "{failed} of {} tests failed; TRIMARAN_SST286_ONLY=<opcode> shows more",
+        passed + failed
+    );
 }

@@ -11,8 +11,14 @@ const PACKAGES: &[(&str, &str)] = &[
     ("memtest86+", "boot/memtest86+x64.bin"),
     ("grub-rescue-pc", "usr/lib/grub-rescue/grub-rescue-cdrom.iso"),
     ("busybox-static", "bin/busybox"),
-    ("debian-installer-12-netboot-i386", "usr/lib/debian-installer/images/12/i386/text/debian-installer/i386/linux"),
-    ("debian-installer-12-netboot-amd64", "usr/lib/debian-installer/images/12/amd64/gtk/debian-installer/amd64/linux"),
+    (
+        "debian-installer-12-netboot-i386",
+        "usr/lib/debian-installer/images/12/i386/text/debian-installer/i386/linux",
+    ),
+    (
+        "debian-installer-12-netboot-amd64",
+        "usr/lib/debian-installer/images/12/amd64/gtk/debian-installer/amd64/linux",
+    ),
 ];
 
 /// Where guests are unpacked.

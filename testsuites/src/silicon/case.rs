@@ -12,6 +12,8 @@ pub mod at {
     pub const CODE: u64 = 0x1100_0000;
     /// Far from what bit offsets and wild displacements reach from the data area.
     pub const TRAMPOLINE: u64 = 0x6B5A_0000;
+    /// Mapped on the native side only.
+    pub const CONTEXT: u64 = 0x5A6B_0000;
     pub const EXIT: u64 = TRAMPOLINE + 0x400;
     pub const RESTORE: u64 = TRAMPOLINE + 0x600;
 }

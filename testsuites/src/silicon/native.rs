@@ -32,7 +32,7 @@ struct Context {
     cr2: u64,
 }
 
-const CONTEXT: u64 = 0x5A6B_0000;
+use at::CONTEXT;
 static RUNNING: AtomicBool = AtomicBool::new(false);
 /// SIGALRM: a case that does not end.
 const SIGNALS: [i32; 6] =
