@@ -15,6 +15,7 @@ type Check = fn() -> Result<(), String>;
 const SAMPLES: &[(&str, Check)] = &[
     ("memtest86+ x64, direct", || memtest("boot/memtest86+x64.bin")),
     ("memtest86+ ia32, direct", || memtest("boot/memtest86+ia32.bin")),
+    ("memtest86+ x64 from an ISO image, through SeaBIOS and GRUB", memtest_iso),
     ("GRUB rescue CD", grub_cd),
     ("GRUB rescue floppy", grub_floppy),
     ("Linux amd64: serial shell, power off", linux_amd64),
@@ -82,6 +83,54 @@ fn memtest_long() -> Result<(), String> {
     guest.screen_shows("Memtest86+", 200)?;
     std::thread::sleep(std::time::Duration::from_secs(90));
     no_memtest_error(&guest)
+}
+
+/// The rescue CD with memtest86+ added to it (by xorriso), started from GRUB's command line.
+fn memtest_iso() -> Result<(), String> {
+    let rescue = guest::file("grub-rescue-pc", "usr/lib/grub-rescue/grub-rescue-cdrom.iso")?;
+    let memtest = guest::file("memtest86+", "boot/memtest86+x64.bin")?;
+    let folder = Scratch::new("iso")?;
+    let iso = folder.0.join("memtest.iso");
+    let made = std::process::Command::new("xorriso")
+        .args(["-indev".as_ref(), rescue.as_os_str(), "-outdev".as_ref(), iso.as_os_str()])
+        .args(["-map".as_ref(), memtest.as_os_str(), "/memtest.bin".as_ref()])
+        .args(["-boot_image", "any", "keep"])
+        .output();
+    match made {
+        Err(_) => return Err("skipped: xorriso (Debian package xorriso) is not installed".into()),
+        Ok(out) if !out.status.success() => return Err(String::from_utf8_lossy(&out.stderr).into()),
+        Ok(_) => {}
+    }
+    let mut config = seabios()?;
+    config.ide[2] = Some(IdeDrive::CdRom(Some(Box::new(open(&iso)?))));
+    let guest = Guest::start(config)?;
+    guest.screen_shows("Change the colors", 300)?;
+    guest.machine.type_text("c");
+    guest.screen_shows("grub>", 200)?;
+    guest.machine.type_text("linux16 /memtest.bin\n");
+    guest.screen_until("a prompt after linux16", 200, |s| s.matches("grub>").count() > 1)?;
+    guest.machine.type_text("boot\n");
+    guest.screen_shows("Memtest86+", 200)?;
+    guest.screen_until("third test", 300, |s| s.contains("#3") || s.contains("#4"))?;
+    no_memtest_error(&guest)
+}
+
+/// A folder of one test, removed with it.
+struct Scratch(PathBuf);
+
+impl Scratch {
+    fn new(name: &str) -> Result<Self, String> {
+        let folder = std::env::temp_dir().join(format!("trimaran-{name}-{}", std::process::id()));
+        std::fs::create_dir_all(&folder).map_err(|e| format!("{}: {e}", folder.display()))?;
+        Ok(Scratch(folder))
+    }
+}
+
+impl Drop for Scratch {
+    fn drop(&mut self) {
+        // What cannot be removed stays in the temporary folder.
+        let _ = std::fs::remove_dir_all(&self.0);
+    }
 }
 
 fn grub_cd() -> Result<(), String> {
@@ -165,18 +214,14 @@ fn linux_amd64() -> Result<(), String> {
 }
 
 /// Both processors come up and work at once; a disk is partitioned, formatted and written by DMA, and read back by
-/// the host; again by PIO.
+/// the host; a CD is read; again by PIO.
 fn linux_disk() -> Result<(), String> {
-    let folder = std::env::temp_dir().join(format!("trimaran-disk-{}", std::process::id()));
-    std::fs::create_dir_all(&folder).map_err(|e| e.to_string())?;
-    let path = folder.join("disk.img");
+    let folder = Scratch::new("disk")?;
+    let path = folder.0.join("disk.img");
     let file = std::fs::File::create(&path).and_then(|f| f.set_len(32 << 20));
     file.map_err(|e| format!("{}: {e}", path.display()))?;
-    let result = with_disk(&path);
-    let text = std::fs::read(&path).map_err(|e| e.to_string());
-    std::fs::remove_dir_all(&folder).map_err(|e| e.to_string())?;
-    result?;
-    let bytes = text?;
+    with_drives(&path)?;
+    let bytes = std::fs::read(&path).map_err(|e| e.to_string())?;
     let has = |text: &[u8]| bytes.windows(text.len()).any(|w| w == text);
     if bytes[510..512] != [0x55, 0xAA] {
         return Err("the guest's partition table did not reach the image".into());
@@ -187,7 +232,7 @@ fn linux_disk() -> Result<(), String> {
     Ok(())
 }
 
-fn with_disk(path: &Path) -> Result<(), String> {
+fn with_drives(path: &Path) -> Result<(), String> {
     for (mode, append) in [("DMA", ""), ("PIO", " libata.dma=0")] {
         let mut config = linux(256, 2)?;
         if let Some(direct) = &mut config.direct {
@@ -197,6 +242,8 @@ fn with_disk(path: &Path) -> Result<(), String> {
         }
         let image = RawImage::open(path, false).map_err(|e| e.to_string())?;
         config.ide[0] = Some(IdeDrive::Disk(Box::new(image)));
+        let iso = guest::file("grub-rescue-pc", "usr/lib/grub-rescue/grub-rescue-cdrom.iso")?;
+        config.ide[2] = Some(IdeDrive::CdRom(Some(Box::new(open(&iso)?))));
         let mut guest = Guest::start(config)?;
         guest.expect("guest is up", 500)?;
         // Quotes keep the echo of a typed line from looking like its answer.
@@ -204,13 +251,22 @@ fn with_disk(path: &Path) -> Result<(), String> {
         guest.expect("cpus=2", 120)?;
         guest.expect("there is a disk", 120)?;
         if mode == "DMA" {
-            guest.line("printf 'n\\np\\n1\\n\\n\\nw\\n' | fdisk /dev/sda >/dev/null; mkfs.ext2 /dev/sda1 && echo ma'd'e");
+            guest.line("printf 'n\\np\\n1\\n\\n\\nw\\n' | fdisk /dev/sda >/dev/null; mke2fs /dev/sda1 && echo ma'd'e");
             guest.expect("made", 200)?;
         }
         guest.line(&format!(
             "mount -t ext2 /dev/sda1 /mnt && echo written by the guest, by {mode} > /mnt/{mode} && umount /mnt && echo d'o'ne {mode}"
         ));
         guest.expect(&format!("done {mode}"), 200)?;
+        guest.line("mount -t iso9660 -o ro /dev/sr0 /mnt && ls /mnt/boot/grub/i386-pc | grep -c mod; umount /mnt; echo c'd'");
+        guest.expect("cd\r\n", 120)?;
+        let modules = guest.serial().lines().rev().find_map(|l| l.trim().parse::<u32>().ok()).unwrap_or(0);
+        if modules < 100 {
+            return Err(format!(
+                "the guest found {modules} GRUB modules on the CD by {mode}:\n{}",
+                guest.serial()
+            ));
+        }
         guest.line("for n in 1 2; do (i=0; while [ $i -lt 20000 ]; do i=$((i+1)); done; echo worker $n) & done; wait; echo both e'n'ded");
         guest.expect("both ended", 120)?;
         guest.line("poweroff -f");
@@ -227,7 +283,9 @@ fn with_modules() -> Result<Vec<u8>, String> {
     find_modules(&root, &mut files);
     let mut order = Vec::new();
     // The two checksums that sd_mod asks the crypto layer for come first.
-    for module in ["crct10dif_generic", "crc64_rocksoft_generic", "ata_piix", "sd_mod", "ext4"] {
+    for module in
+        ["crct10dif_generic", "crc64_rocksoft_generic", "ata_piix", "sd_mod", "ext4", "sr_mod", "isofs"]
+    {
         add_module(module, &files, &mut order)?;
     }
     let mut archive = Archive::default();
