@@ -3,6 +3,7 @@
 
 use libtest_mimic::{Arguments, Failed, Trial};
 use std::collections::BTreeMap;
+use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
 use trimaran_machine::boot::DirectBoot;
 use trimaran_machine::media::RawImage;
@@ -90,17 +91,26 @@ fn memtest_iso() -> Result<(), String> {
     let rescue = guest::file("grub-rescue-pc", "usr/lib/grub-rescue/grub-rescue-cdrom.iso")?;
     let memtest = guest::file("memtest86+", "boot/memtest86+x64.bin")?;
     let folder = Scratch::new("iso")?;
-    let iso = folder.0.join("memtest.iso");
-    let made = std::process::Command::new("xorriso")
-        .args(["-indev".as_ref(), rescue.as_os_str(), "-outdev".as_ref(), iso.as_os_str()])
-        .args(["-map".as_ref(), memtest.as_os_str(), "/memtest.bin".as_ref()])
-        .args(["-boot_image", "any", "keep"])
-        .output();
-    match made {
-        Err(_) => return Err("skipped: xorriso (Debian package xorriso) is not installed".into()),
-        Ok(out) if !out.status.success() => return Err(String::from_utf8_lossy(&out.stderr).into()),
-        Ok(_) => {}
-    }
+    let (tree, iso) = (folder.0.join("tree"), folder.0.join("memtest.iso"));
+    xorriso(&[
+        "-osirrox".as_ref(),
+        "on".as_ref(),
+        "-indev".as_ref(),
+        rescue.as_os_str(),
+        "-extract".as_ref(),
+        "/".as_ref(),
+        tree.as_os_str(),
+    ])?;
+    let writable =
+        std::process::Command::new("chmod").args(["-R".as_ref(), "u+w".as_ref(), tree.as_os_str()]).status();
+    writable.map_err(|e| format!("chmod: {e}"))?;
+    std::fs::copy(&memtest, tree.join("memtest.bin")).map_err(|e| e.to_string())?;
+    let mut arguments: Vec<&OsStr> = "-as mkisofs -quiet -R -b boot/grub/i386-pc/eltorito.img -no-emul-boot -boot-load-size 4 -boot-info-table -o"
+        .split(' ')
+        .map(OsStr::new)
+        .collect();
+    arguments.extend([iso.as_os_str(), tree.as_os_str()]);
+    xorriso(&arguments)?;
     let mut config = seabios()?;
     config.ide[2] = Some(IdeDrive::CdRom(Some(Box::new(open(&iso)?))));
     let guest = Guest::start(config)?;
@@ -113,6 +123,14 @@ fn memtest_iso() -> Result<(), String> {
     guest.screen_shows("Memtest86+", 200)?;
     guest.screen_until("third test", 300, |s| s.contains("#3") || s.contains("#4"))?;
     no_memtest_error(&guest)
+}
+
+fn xorriso(arguments: &[&OsStr]) -> Result<(), String> {
+    match std::process::Command::new("xorriso").args(arguments).output() {
+        Err(_) => Err("skipped: xorriso (Debian package xorriso) is not installed".into()),
+        Ok(out) if !out.status.success() => Err(String::from_utf8_lossy(&out.stderr).into()),
+        Ok(_) => Ok(()),
+    }
 }
 
 /// A folder of one test, removed with it.
@@ -283,9 +301,16 @@ fn with_modules() -> Result<Vec<u8>, String> {
     find_modules(&root, &mut files);
     let mut order = Vec::new();
     // The two checksums that sd_mod asks the crypto layer for come first.
-    for module in
-        ["crct10dif_generic", "crc64_rocksoft_generic", "ata_piix", "sd_mod", "ext4", "sr_mod", "isofs"]
-    {
+    for module in [
+        "crct10dif_generic",
+        "crc64_rocksoft_generic",
+        "crc32c_generic",
+        "ata_piix",
+        "sd_mod",
+        "ext4",
+        "sr_mod",
+        "isofs",
+    ] {
         add_module(module, &files, &mut order)?;
     }
     let mut archive = Archive::default();
