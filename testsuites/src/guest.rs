@@ -115,6 +115,18 @@ impl Guest {
         self.screen_until(text, seconds, |screen| screen.contains(text))
     }
 
+    /// Types a line on the keyboard of a guest that echoes it after `prompt`, a few keys at a time: a BIOS holds 15.
+    pub fn type_line(&self, prompt: &str, line: &str) -> Result<(), String> {
+        let characters: Vec<char> = line.chars().collect();
+        for (n, part) in characters.chunks(8).enumerate() {
+            self.machine.type_text(&part.iter().collect::<String>());
+            let so_far: String = characters[..(n * 8 + part.len())].iter().collect();
+            self.screen_shows(&format!("{prompt}{}", so_far.trim_end()), 200)?;
+        }
+        self.machine.type_text("\n");
+        Ok(())
+    }
+
     /// Types a line on COM1.
     pub fn line(&mut self, text: &str) {
         self.seen = self.serial().len();
