@@ -207,7 +207,7 @@ impl Guest {
 }
 
 fn accesses() -> u64 {
-    std::env::var("TRIMARAN_FUZZ_ACCESSES").ok().and_then(|n| n.parse().ok()).unwrap_or(200_000)
+    std::env::var("TRIMARAN_FUZZ_ACCESSES").ok().and_then(|n| n.parse().ok()).unwrap_or(1_000_000)
 }
 
 #[test]

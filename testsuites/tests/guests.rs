@@ -5,6 +5,7 @@ use libtest_mimic::{Arguments, Failed, Trial};
 use std::collections::BTreeMap;
 use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
+use trimaran_devices::vga::Frame;
 use trimaran_machine::boot::DirectBoot;
 use trimaran_machine::media::RawImage;
 use trimaran_machine::{IdeDrive, MachineConfig, Outcome, firmware};
@@ -24,7 +25,10 @@ const SAMPLES: &[(&str, Check)] = &[
     ("Linux i386: text installer", installer_i386),
 ];
 
-const LONG: &[(&str, Check)] = &[("memtest86+ x64 for a minute and a half", memtest_long)];
+const LONG: &[(&str, Check)] = &[
+    ("memtest86+ x64 for a minute and a half", memtest_long),
+    ("Debian's graphical installer: first page, keyboard and mouse", installer_gtk),
+];
 
 fn main() {
     let long = std::env::var_os("TRIMARAN_LONG").is_some();
@@ -385,4 +389,51 @@ fn installer_i386() -> Result<(), String> {
         }
     }
     Err(format!("the down key moved nothing:\n{first}"))
+}
+
+/// The first page of the graphical installer; a key moves the selection, the mouse its pointer.
+fn installer_gtk() -> Result<(), String> {
+    let at = "usr/lib/debian-installer/images/12/amd64/gtk/debian-installer/amd64";
+    let package = "debian-installer-12-netboot-amd64";
+    let kernel = guest::bytes(package, &format!("{at}/linux"))?;
+    let initrd = guest::bytes(package, &format!("{at}/initrd.gz"))?;
+    let config = direct(kernel, "vga=788 quiet", Some(initrd));
+    let guest = Guest::start(MachineConfig { memory: 1 << 30, ..config })?;
+    let frame = || {
+        let mut frame = Frame::default();
+        guest.machine.render(&mut frame);
+        frame
+    };
+    // The banner's teal, and the light background of the page below it.
+    let page = |f: &Frame| {
+        let count = |test: fn(u32) -> bool| {
+            f.pixels.iter().filter(|&&p| test(p)).count() * 100 / f.pixels.len().max(1)
+        };
+        f.height >= 600
+            && count(|p| p >> 16 < 0x30 && p & 0xFF > 0x30) > 3
+            && count(|p| p >> 16 & 0xFF > 0xE0) > 50
+    };
+    wait("the installer's first page", 1200, || page(&frame()))?;
+    std::thread::sleep(std::time::Duration::from_secs(10));
+    let before = frame();
+    guest.machine.send_keys("down").map_err(|e| e.to_string())?;
+    wait("a moved selection", 60, || differing(&before, &frame()) > 5_000)?;
+    let before = frame();
+    guest.machine.mouse_move(60, 60, 0);
+    wait("a moved pointer", 60, || differing(&before, &frame()) > 50)
+}
+
+fn differing(a: &Frame, b: &Frame) -> usize {
+    a.pixels.iter().zip(&b.pixels).filter(|(a, b)| a != b).count()
+}
+
+fn wait(what: &str, seconds: u64, mut f: impl FnMut() -> bool) -> Result<(), String> {
+    let end = std::time::Instant::now() + std::time::Duration::from_secs(seconds);
+    while !f() {
+        if std::time::Instant::now() > end {
+            return Err(format!("no {what} within {seconds} s"));
+        }
+        std::thread::sleep(std::time::Duration::from_millis(500));
+    }
+    Ok(())
 }

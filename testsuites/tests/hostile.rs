@@ -98,9 +98,9 @@ fn port_hammer(seed: u32) -> Vec<u8> {
         for (left, count) in [(true, 13), (false, 17), (true, 5)] {
             a.mov(eax, ebx)?;
             if left {
-                a.shl(eax, count)?
+                a.shl(eax, count)?;
             } else {
-                a.shr(eax, count)?
+                a.shr(eax, count)?;
             }
             a.xor(ebx, eax)?;
         }

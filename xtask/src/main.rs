@@ -66,10 +66,48 @@ fn test(root: &Path, long: bool, seed: Option<u64>, minutes: u64, filter: Option
         env.push(("TRIMARAN_CASES".into(), (minutes * 1_000_000).to_string()));
         env.push(("TRIMARAN_FUZZ_ACCESSES".into(), (minutes * 4_000_000).to_string()));
     }
-    let mut arguments = vec!["test", "--workspace", "--no-fail-fast"];
-    arguments.extend(filter.iter().flat_map(|f| ["--", f]));
-    cargo(root, &arguments, &env)
+    if !long {
+        let mut arguments = vec!["test", "--workspace", "--no-fail-fast"];
+        arguments.extend(filter.iter().flat_map(|f| ["--", f]));
+        return cargo(root, &arguments, &env);
+    }
+    long_steps(root, &env, seed)
 }
+
+/// The long run, step by step. Steps that passed for this commit and seed are noted in `.cache/long` and not run
+/// again, so that an interrupted run goes on where it was.
+fn long_steps(root: &Path, env: &[(String, String)], seed: Option<u64>) -> Result<()> {
+    let head = Command::new("git").args(["rev-parse", "HEAD"]).current_dir(root).output();
+    let head = head.map(|o| String::from_utf8_lossy(&o.stdout).trim().to_owned()).unwrap_or_default();
+    let folder = root.join(".cache/long");
+    std::fs::create_dir_all(&folder).with_context(|| format!("{}: cannot be made", folder.display()))?;
+    let done = folder.join(format!("{head}-{}", seed.unwrap_or(0)));
+    let mut passed = std::fs::read_to_string(&done).unwrap_or_default();
+    for step in LONG_STEPS {
+        if passed.lines().any(|line| line == *step) {
+            println!("passed before: cargo test {step} (delete {} to run it again)", done.display());
+            continue;
+        }
+        let arguments: Vec<&str> = ["test"].into_iter().chain(step.split(' ')).collect();
+        cargo(root, &arguments, env)?;
+        passed += &format!("{step}\n");
+        std::fs::write(&done, &passed).with_context(|| format!("{}: cannot be written", done.display()))?;
+    }
+    Ok(())
+}
+
+/// Quick ones first.
+const LONG_STEPS: &[&str] = &[
+    "-p trimaran-devices",
+    "-p trimaran-cpu",
+    "-p trimaran-machine",
+    "-p trimaran",
+    "-p trimaran-testsuites --test system",
+    "-p trimaran-testsuites --test sst286",
+    "-p trimaran-testsuites --test hostile",
+    "-p trimaran-testsuites --test guests",
+    "-p trimaran-testsuites --test silicon",
+];
 
 fn cargo(root: &Path, arguments: &[&str], env: &[(String, String)]) -> Result<()> {
     println!("$ cargo {}", arguments.join(" "));
