@@ -430,7 +430,8 @@ impl Vcpu {
         let mut again = [0u8; BLOCK_BYTES + 16];
         self.ram.read(start, &mut again[..first]);
         if again[..first] != bytes[..first] {
-            return self.decode_block(rip, address, page);
+            // Another processor writes here all the time: one instruction, not kept.
+            return self.decode_uncached(rip, address);
         }
         self.counters.blocks_decoded += 1;
         self.counters.insns_decoded += insns.len() as u64;
