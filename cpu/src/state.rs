@@ -218,7 +218,7 @@ pub struct X87 {
 pub enum Activity {
     Running,
     Halted,
-    /// In MWAIT (as halted, and a store to the monitored line wakes it).
+    /// In MWAIT: as halted, and the machine ends it after a short time.
     MonitorWait,
     WaitForSipi,
     /// A triple fault.

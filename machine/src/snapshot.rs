@@ -20,7 +20,7 @@ use trimaran_devices::pci_config::ConfigAddress;
 use trimaran_devices::ps2::key::Key;
 
 const MAGIC: &[u8; 8] = b"TRIMARAN";
-const VERSION: u32 = 1;
+const VERSION: u32 = 2;
 const HEADER: usize = 8 + 4 + 32;
 /// Ends the list of pages.
 const LAST: u32 = u32::MAX;

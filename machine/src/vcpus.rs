@@ -21,8 +21,8 @@ const SLICE: u64 = 100_000_000;
 /// Instructions of a turn in a deterministic machine, at least. Turns differ in length, lest a loop that holds a lock
 /// most of the time always be interrupted while it does.
 const QUANTUM: u64 = 10_000;
-/// A vCPU in MWAIT looks at its line this often.
-const MWAIT_LOOK: Duration = Duration::from_millis(1);
+/// MWAIT ends after this time at the latest, as it may for any reason: nobody watches its line for stores.
+const MWAIT_TIME: Duration = Duration::from_millis(1);
 const WAKES: u32 = NMI | SMI | INIT | SIPI | STOP;
 
 /// Whose turn it is in a deterministic machine, and how many instructions of it are left.
@@ -32,13 +32,15 @@ pub struct Turn {
     pub left: u64,
     /// Turns so far.
     pub count: u64,
+    /// When all vCPUs leave MWAIT; [`NEVER`] if none has gone there since the last time.
+    pub mwait_end: u64,
 }
 
 impl Turn {
     fn next(self, vcpu: usize) -> Self {
         let count = self.count.wrapping_add(1);
         let spread = count.wrapping_mul(0x9E37_79B9_7F4A_7C15) >> 54;
-        Turn { vcpu, left: QUANTUM + spread, count }
+        Turn { vcpu, left: QUANTUM + spread, count, ..self }
     }
 }
 
@@ -104,11 +106,9 @@ impl Vcpus {
                     let waits = state.activity == Activity::MonitorWait;
                     drop(engine);
                     let shared = &board.fence.vcpus[n];
-                    let time = waits.then_some(MWAIT_LOOK);
+                    let time = waits.then_some(MWAIT_TIME);
                     board.control.sleep(n, time, || shared.pending() & wakes != 0);
-                    if waits && shared.pending() & wakes == 0 {
-                        leave_mwait(&mut **locked(&self.engines[n]));
-                    }
+                    leave_mwait(&mut **locked(&self.engines[n]));
                 }
                 Stop::Shutdown => {
                     drop(engine);
@@ -133,7 +133,13 @@ impl Vcpus {
                 board.run_events();
                 continue;
             }
-            let until = event.min(stop_at);
+            let mwait_end = locked(&self.turn).mwait_end;
+            if mwait_end <= now {
+                self.engines().iter_mut().for_each(|engine| leave_mwait(&mut ***engine));
+                locked(&self.turn).mwait_end = NEVER;
+                continue;
+            }
+            let until = event.min(stop_at).min(mwait_end);
             match self.next_turn(board) {
                 Some(turn) => self.run_turn(board, turn, until),
                 None if until == NEVER => {
@@ -150,7 +156,7 @@ impl Vcpus {
         let mut engine = locked(&self.engines[n]);
         let state = engine.state();
         match state.activity {
-            Activity::Running | Activity::MonitorWait => true,
+            Activity::Running => true,
             activity => board.fence.vcpus[n].pending() & wakes(activity, state.rflags) & !STOP != 0,
         }
     }
@@ -169,6 +175,8 @@ impl Vcpus {
 
     fn run_turn(&self, board: &Board, turn: Turn, until: u64) {
         let mut engine = locked(&self.engines[turn.vcpu]);
+        // One that can run although it is in MWAIT has been woken.
+        leave_mwait(&mut **engine);
         let now = board.clock.now();
         let before = engine.state().retired;
         board.clock.begin_slice(turn.vcpu, before);
@@ -178,11 +186,12 @@ impl Vcpus {
         let stop = engine.run(budget);
         board.timers.set_alarm(0);
         let used = engine.state().retired.saturating_sub(before);
-        if stop == Stop::Halted && engine.state().activity == Activity::MonitorWait {
-            leave_mwait(&mut **engine);
-        }
+        let waits = engine.state().activity == Activity::MonitorWait;
         drop(engine);
         let mut shared_turn = locked(&self.turn);
+        if waits && shared_turn.mwait_end == NEVER {
+            shared_turn.mwait_end = board.clock.now().saturating_add(MWAIT_TIME.as_nanos() as u64);
+        }
         shared_turn.left = if stop == Stop::Halted { 0 } else { turn.left.saturating_sub(used) };
         drop(shared_turn);
         if stop == Stop::Shutdown {
@@ -195,13 +204,17 @@ impl Vcpus {
 fn wakes(activity: Activity, flags: RFlags) -> u32 {
     match activity {
         Activity::WaitForSipi => INIT | SIPI | STOP,
+        // A masked interrupt too, as ECX bit 0 asks; without that bit it may.
+        Activity::MonitorWait => WAKES | INTR,
         _ if flags.contains(RFlags::IF) => WAKES | INTR,
         _ => WAKES,
     }
 }
 
-/// MWAIT may end at any time: the vCPU looks at its line itself.
+/// Ends MWAIT if the vCPU is in it.
 fn leave_mwait(engine: &mut dyn Engine) {
-    engine.state().activity = Activity::Running;
-    engine.state_changed();
+    if engine.state().activity == Activity::MonitorWait {
+        engine.state().activity = Activity::Running;
+        engine.state_changed();
+    }
 }

@@ -313,16 +313,17 @@ pub fn monitor(v: &mut Vcpu, i: &Insn) -> Result<(), Exit> {
     Ok(())
 }
 
-/// MWAIT: other processors' stores to the line are not watched, so it ends at once, as an implementation may; the
-/// guest looks at its memory and comes back. A thread yield keeps the host usable.
+/// MWAIT: waits as HLT does, if MONITOR has armed a line. Other processors' stores to the line are not watched: the
+/// machine ends the wait after a short time, as an implementation may, and the guest looks at its memory.
 pub fn mwait(v: &mut Vcpu, _: &Insn) -> Result<(), Exit> {
     // #UD, not #GP, outside CPL 0.
     v.require(v.state.cpl == 0)?;
     if v.state.gpr[gpr::RCX] & 0xFFFF_FFFE != 0 {
         return Err(v.protection());
     }
-    v.state.monitor = None;
-    std::thread::yield_now();
+    if v.state.monitor.take().is_some() {
+        v.state.activity = Activity::MonitorWait;
+    }
     Err(Exit::Leave)
 }
 
