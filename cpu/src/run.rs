@@ -10,6 +10,7 @@ use crate::blocks::{self, Block, BlockCache, BlockKey, Link};
 use crate::decode;
 use crate::engine::Stop;
 use crate::fault::{Exit, Fault, vector};
+use crate::helpers::misc;
 use crate::insn::Insn;
 use crate::mmu::Access;
 use crate::ram::PAGE;
@@ -502,7 +503,12 @@ impl Vcpu {
             if decoder.last_error() == DecoderError::NoMoreBytes {
                 return (insns, true);
             }
-            insns.push(decode::lower(&x, self.key, &self.model.features));
+            let mut insn = decode::lower(&x, self.key, &self.model.features);
+            let end = decoder.position();
+            if x.is_invalid() && x.len() == 15 && misc::whole(&bytes[end - 15..end], bitness) {
+                insn.run = misc::undefined;
+            }
+            insns.push(insn);
             if x.is_invalid() || decode::ends_block(&x) {
                 break;
             }
@@ -516,18 +522,22 @@ impl Vcpu {
         let class = if self.state.cpl == 3 { Class::User } else { Class::Supervisor };
         let have = self.bytes_within_limit(rip).min(15);
         let mut got = 0;
+        let mut fault = None;
         for byte in bytes.iter_mut().take(have) {
             match self.translate(address.wrapping_add(got as u64), Access::Execute, class) {
                 Ok(physical) => *byte = self.physical_read(physical, 1) as u8,
-                Err(exit) if got == 0 => return Err(exit),
-                Err(_) => break,
+                Err(exit) => {
+                    fault = Some(exit);
+                    break;
+                }
             }
             got += 1;
         }
         let (mut insns, _) = self.decode_run(rip, &bytes[..got]);
         insns.truncate(1);
         if insns.is_empty() {
-            return Err(self.protection());
+            // It runs into a page that cannot be had, or over the segment's end.
+            return Err(fault.unwrap_or_else(|| self.protection()));
         }
         // A generation that no page has: stale as soon as it has run.
         let block = Block {

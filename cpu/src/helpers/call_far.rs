@@ -275,21 +275,10 @@ pub fn inner_stack(v: &mut Vcpu, cpl: u8, ist: Option<u8>) -> Result<Stack, Exit
 
 /// SS from a TSS: its faults are #TS.
 pub fn checked_inner_ss(v: &mut Vcpu, selector: u16, cpl: u8) -> Result<Segment, Exit> {
-    let error = error_of(selector);
-    if error == 0 {
+    if error_of(selector) == 0 {
         return Err(v.raise_code(vector::TS, 0));
     }
-    let d = v.descriptor(selector, vector::TS)?;
-    if (selector & 3) as u8 != cpl || d.dpl() != cpl || !d.is_writable_data() {
-        return Err(v.raise_code(vector::TS, error));
-    }
-    if !d.has(attr::P) {
-        return Err(v.raise_code(vector::SS, error));
-    }
-    v.mark_accessed(&d)?;
-    let mut segment = d.segment(selector);
-    segment.attributes |= attr::A;
-    Ok(segment)
+    v.stack_segment(selector, cpl, vector::TS)
 }
 
 fn task(v: &mut Vcpu, d: &Descriptor, selector: u16, reason: Reason) -> Result<(), Exit> {

@@ -3,6 +3,7 @@
 use crate::Vcpu;
 use crate::fault::{Exit, vector};
 use crate::insn::Insn;
+use iced_x86::{Decoder, DecoderError, DecoderOptions};
 use std::sync::atomic::{Ordering, fence as host_fence};
 
 /// Bytes that are no instruction of this model: #UD.
@@ -10,9 +11,40 @@ pub fn undefined(v: &mut Vcpu, _: &Insn) -> Result<(), Exit> {
     Err(v.undefined())
 }
 
-/// More than 15 bytes (or bytes that are no instruction and end with the 15th): #GP(0).
+/// More than 15 bytes: #GP(0).
 pub fn too_long(v: &mut Vcpu, _: &Insn) -> Result<(), Exit> {
     Err(v.protection())
+}
+
+/// Whether 15 bytes that the decoder refuses are whole, and so #UD. It does not tell them from the beginning of a
+/// longer instruction, but it tells 14 bytes from that: so they are decoded without a prefix that adds nothing.
+pub fn whole(bytes: &[u8], bitness: u32) -> bool {
+    let is_prefix = |&&byte: &&u8| {
+        let segment_or_size = matches!(byte, 0x26 | 0x2E | 0x36 | 0x3E | 0x64..=0x67 | 0xF0 | 0xF2 | 0xF3);
+        segment_or_size || bitness == 64 && byte & 0xF0 == 0x40
+    };
+    let prefixes = &bytes[..bytes.iter().take_while(is_prefix).count()];
+    let adds_nothing = |n: usize| {
+        matches!(prefixes[n], 0x26 | 0x2E | 0x36 | 0x3E | 0x64 | 0x65 | 0xF0)
+            || prefixes[n + 1..].contains(&prefixes[n])
+    };
+    let Some(n) = (0..prefixes.len()).find(|&n| adds_nothing(n)) else { return false };
+    let mut shorter = [&bytes[..n], &bytes[n + 1..]].concat();
+    let refused = |bytes: &[u8]| {
+        let mut decoder = Decoder::new(bitness, bytes, DecoderOptions::NONE);
+        let invalid = decoder.decode().is_invalid();
+        (invalid, decoder.last_error() == DecoderError::NoMoreBytes)
+    };
+    if refused(&shorter) != (true, true) {
+        return true;
+    }
+    // The decoder gives an undefined opcode a ModRM byte, which silicon does not ask for.
+    let end = shorter.len();
+    shorter.push(0);
+    (0..=0xFF).all(|modrm| {
+        shorter[end] = modrm;
+        refused(&shorter).0
+    })
 }
 
 /// An instruction of the model that we lack: #UD, a counter and a log line.

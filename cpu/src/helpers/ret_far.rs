@@ -71,8 +71,7 @@ pub fn checked_return_code(v: &mut Vcpu, selector: u16) -> Result<Segment, Exit>
 
 /// SS for a return to privilege level `rpl` in code segment `cs`.
 pub fn checked_return_ss(v: &mut Vcpu, selector: u16, rpl: u8, cs: &Segment) -> Result<Segment, Exit> {
-    let error = error_of(selector);
-    if error == 0 {
+    if error_of(selector) == 0 {
         // 64-bit code at CPL 0 to 2 runs with a null SS.
         let long = v.state.long_mode() && cs.has(attr::L);
         if long && rpl != 3 && (selector & 3) as u8 == rpl {
@@ -82,15 +81,5 @@ pub fn checked_return_ss(v: &mut Vcpu, selector: u16, rpl: u8, cs: &Segment) -> 
         }
         return Err(v.protection());
     }
-    let d = v.descriptor(selector, vector::GP)?;
-    if (selector & 3) as u8 != rpl || d.dpl() != rpl || !d.is_writable_data() {
-        return Err(v.raise_code(vector::GP, error));
-    }
-    if !d.has(attr::P) {
-        return Err(v.raise_code(vector::SS, error));
-    }
-    v.mark_accessed(&d)?;
-    let mut segment = d.segment(selector);
-    segment.attributes |= attr::A;
-    Ok(segment)
+    v.stack_segment(selector, rpl, vector::GP)
 }

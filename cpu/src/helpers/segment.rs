@@ -167,23 +167,34 @@ impl Vcpu {
             }
             return Ok(null);
         }
+        if n == seg::SS {
+            return self.stack_segment(selector, cpl, vector::GP);
+        }
         let error = error_of(selector);
         let d = self.descriptor(selector, vector::GP)?;
-        if n == seg::SS {
-            if rpl != cpl || !d.is_writable_data() || d.dpl() != cpl {
-                return Err(self.raise_code(vector::GP, error));
-            }
-            if !d.has(attr::P) {
-                return Err(self.raise_code(vector::SS, error));
-            }
-        } else {
-            let privileged = !d.conforming() && (rpl > d.dpl() || cpl > d.dpl());
-            if !d.is_readable() || privileged {
-                return Err(self.raise_code(vector::GP, error));
-            }
-            if !d.has(attr::P) {
-                return Err(self.raise_code(vector::NP, error));
-            }
+        let privileged = !d.conforming() && (rpl > d.dpl() || cpl > d.dpl());
+        if !d.is_readable() || privileged {
+            return Err(self.raise_code(vector::GP, error));
+        }
+        if !d.has(attr::P) {
+            return Err(self.raise_code(vector::NP, error));
+        }
+        self.mark_accessed(&d)?;
+        let mut segment = d.segment(selector);
+        segment.attributes |= attr::A;
+        Ok(segment)
+    }
+
+    /// SS for privilege level `cpl` from a selector that is not null. What is wrong with the descriptor raises
+    /// `vector`, an absent segment #SS.
+    pub fn stack_segment(&mut self, selector: u16, cpl: u8, vector: u8) -> Result<Segment, Exit> {
+        let error = error_of(selector);
+        let d = self.descriptor(selector, vector)?;
+        if (selector & 3) as u8 != cpl || d.dpl() != cpl || !d.is_writable_data() {
+            return Err(self.raise_code(vector, error));
+        }
+        if !d.has(attr::P) {
+            return Err(self.raise_code(vector::SS, error));
         }
         self.mark_accessed(&d)?;
         let mut segment = d.segment(selector);

@@ -130,6 +130,41 @@ fn length_limit() {
     }
 }
 
+/// Bytes that are no instruction and end with the 15th are #UD, as silicon has it; one more is #GP(0).
+#[test]
+fn no_instruction_of_15_bytes() {
+    for (prefixes, bytes, expected) in [
+        (13, &[0x0F, 0x04, 0x90][..], (6, 0)),
+        (14, &[0x0F, 0x04, 0x90], (13, 0)),
+        (14, &[0x06, 0x90, 0x90], (6, 0)),
+        (15, &[0x06, 0x90, 0x90], (13, 0)),
+        (13, &[0xFF, 0xFF, 0x90], (6, 0)),
+        (14, &[0xFF, 0xFF, 0x90], (13, 0)),
+        (14, &[0xFF, 0xC0, 0x90], (13, 0)),
+    ] {
+        for prefix in [0x2E, 0x66] {
+            let mut b = Bench::long();
+            let mut code = vec![prefix; prefixes];
+            code.extend(bytes);
+            b.flat.ram.write(CODE, &code);
+            assert_eq!(b.run().fault(), expected, "{prefixes} times {prefix:x}, {bytes:x?}");
+        }
+    }
+}
+
+/// Code in device memory, which reads FFh here, that runs into an absent page.
+#[test]
+fn fetch_from_a_device_into_an_absent_page() {
+    let mut b = Bench::long();
+    b.map(PAGE + 0x1000, 0);
+    let leaf = b.leaf(PAGE);
+    b.put(leaf, 0x8000_0000 | 3);
+    b.code(|a| a.jmp(PAGE + 0xFFF));
+    let r = b.run().raised();
+    assert_eq!((r.vector, r.error, r.ip), (14, 0, PAGE + 0xFFF));
+    assert_eq!(b.flat.vcpu.state.cr2, PAGE + 0x1000);
+}
+
 /// LOCK where the manual does not allow it: #UD.
 #[test]
 fn illegal_lock() {
