@@ -19,6 +19,7 @@ pub mod mxcsr {
     /// The six masks: a flag's bit, this many places up.
     pub const MASK_SHIFT: u32 = 7;
     pub const MASKS: u32 = FLAGS << MASK_SHIFT;
+    pub const OM: u32 = OE << MASK_SHIFT;
     pub const UM: u32 = UE << MASK_SHIFT;
     /// Rounding control: nearest, down, up, toward zero.
     pub const RC_SHIFT: u32 = 13;

@@ -5,11 +5,14 @@
 //! compiler places can come in between, so no Rust code ever runs under the guest's controls, the operands
 //! keep their order (which decides between two NaNs), and no host exception can occur.
 //!
-//! Masking hides one thing: an unmasked underflow is reported for every tiny result, a masked one only for
-//! tiny and inexact ones. [`guarded`] asks again, with flush-to-zero on, which reports all of them.
+//! Masking hides two things. An unmasked underflow is reported for every tiny result, a masked one only for
+//! tiny and inexact ones: [`guarded`] asks again, with flush-to-zero on, which reports all of them. And a masked
+//! overflow or underflow has the precision flag of what is returned, an unmasked one of what an exponent without
+//! bounds would give: the software unit knows.
 #![allow(unsafe_code)]
 
-use super::checks::mxcsr::{DAZ, FLAGS, FTZ, MASKS, RC, UE, UM};
+use super::checks::mxcsr::{DAZ, FLAGS, FTZ, MASK_SHIFT, MASKS, OE, RC, UE, UM};
+use super::soft_sse;
 use crate::state::RFlags;
 use core::arch::asm;
 use core::arch::x86_64::__m128i;
@@ -66,7 +69,7 @@ macro_rules! binary {
     ($($name:ident)*) => {$(
         #[inline(always)]
         pub fn $name(a: u128, b: u128, mxcsr: u32) -> (u128, u32) {
-            guarded(mxcsr, |mut status| {
+            let (r, flags) = guarded(mxcsr, |mut status| {
                 let mut x = vector(a);
                 under!(
                     status,
@@ -75,7 +78,11 @@ macro_rules! binary {
                     y = in(xmm_reg) vector(b),
                 );
                 (bits(x), status)
-            })
+            });
+            if flags & (OE | UE) & !(mxcsr >> MASK_SHIFT) != 0 {
+                return soft_sse::$name(a, b, mxcsr);
+            }
+            (r, flags)
         }
     )*};
 }

@@ -169,13 +169,15 @@ impl Env {
             if tiny && (inexact || !underflow_masked) {
                 self.flags |= UE;
             }
-            if inexact {
+            // Unmasked exceptions come with the precision of the result for their handler, whose exponent has no
+            // bounds.
+            if if tiny && !underflow_masked { full_inexact } else { inexact } {
                 self.flags |= PE;
             }
             return f.signed(sign, kept as u64);
         }
         if exponent + i32::from(carried) > f.bias() {
-            self.flags |= OE | PE;
+            self.flags |= if self.mxcsr & OM != 0 || full_inexact { OE | PE } else { OE };
             let away = match self.rounding() {
                 0 => true,
                 1 => sign,

@@ -147,6 +147,38 @@ fn unmasked_exceptions_leave_the_destination() {
     assert_eq!(run(masks, &DIVSD_XMM0_XMM1, tiny, two.into()), (Ok(()), masks, false));
 }
 
+/// The precision flag beside an unmasked overflow or underflow, as an AMD EPYC has it: that of a result whose
+/// exponent has no bounds.
+#[test]
+fn precision_beside_unmasked_exceptions() {
+    use mxcsr::{OE, PE, UE};
+    const MULSS_XMM0_XMM1: [u8; 4] = [0xF3, 0x0F, 0x59, 0xC1];
+    const CVTSD2SS_XMM0_XMM1: [u8; 4] = [0xF2, 0x0F, 0x5A, 0xC1];
+    let float = |exponent: u128, fraction: u128| exponent << 23 | fraction;
+    let double = |exponent: u128, fraction: u128| (exponent + 896) << 52 | fraction;
+    for rounding in 0..4 {
+        for (bytes, a, b, expected) in [
+            (MULSS_XMM0_XMM1, float(254, 1), float(254, 1), OE | PE),
+            (MULSS_XMM0_XMM1, float(254, 0), float(128, 0), OE),
+            (MULSS_XMM0_XMM1, float(1, 0), float(126, 0), UE),
+            (MULSS_XMM0_XMM1, float(1, 1), float(126, 0), UE),
+            (MULSS_XMM0_XMM1, float(1, 1), float(107, 1), UE | PE),
+            (CVTSD2SS_XMM0_XMM1, 0, double(255, 0), OE),
+            (CVTSD2SS_XMM0_XMM1, 0, double(255, 1), OE | PE),
+            (CVTSD2SS_XMM0_XMM1, 0, double(0, 1 << 29), UE),
+            (CVTSD2SS_XMM0_XMM1, 0, double(0, 1), UE | PE),
+        ] {
+            let mut v = vcpu();
+            v.set_xmm(0, a);
+            v.set_xmm(1, b);
+            let mask = !((expected & !PE) << mxcsr::MASK_SHIFT);
+            v.state.mxcsr = mxcsr::MASKS & mask | rounding << mxcsr::RC_SHIFT;
+            assert_eq!(step(&mut v, &bytes), Err(vector::XM));
+            assert_eq!(v.state.mxcsr & mxcsr::FLAGS, expected, "{bytes:x?} {a:x} {b:x} rounding {rounding}");
+        }
+    }
+}
+
 #[test]
 #[ignore = "a measurement"]
 fn speed() {
