@@ -29,12 +29,16 @@ impl BlockKey {
     const FLAT_SS: u16 = 32;
     /// CPL 3: what a page lets a program execute depends on it.
     const USER: u16 = 64;
+    /// CS is flat: an offset in it is a linear address.
+    const FLAT_CS: u16 = 128;
 
     /// The key of the current mode.
     pub fn of(s: &CpuState) -> Self {
         let cs = &s.seg[seg::CS];
         if s.long_mode() && cs.has(attr::L) {
-            return BlockKey(Self::CODE64 | Self::STACK32 | if s.cpl == 3 { Self::USER } else { 0 });
+            return BlockKey(
+                Self::CODE64 | Self::STACK32 | Self::FLAT_CS | if s.cpl == 3 { Self::USER } else { 0 },
+            );
         }
         let mut key = if s.cpl == 3 { Self::USER } else { 0 };
         let mut set = |on: bool, bit: u16| {
@@ -43,6 +47,7 @@ impl BlockKey {
             }
         };
         set(cs.big(), Self::CODE32);
+        set(cs.base == 0 && cs.limit == !0, Self::FLAT_CS);
         set(s.seg[seg::SS].big(), Self::STACK32);
         let real = s.real_or_v86();
         let flat = |n: usize| {
@@ -61,6 +66,9 @@ impl BlockKey {
     }
     pub fn code64(self) -> bool {
         self.0 & Self::CODE64 != 0
+    }
+    pub fn flat_code(self) -> bool {
+        self.0 & Self::FLAT_CS != 0
     }
     pub fn stack32(self) -> bool {
         self.0 & Self::STACK32 != 0
@@ -108,7 +116,8 @@ impl Link {
     pub const EMPTY: Link = Link { address: 0, epoch: 0, block: NONE };
 }
 
-pub(crate) struct Block {
+/// Decoded instructions, to be run from the first to the last.
+pub struct Block {
     pub insns: Box<[Insn]>,
     pub key: BlockKey,
     /// RAM page and its generation when the bytes were read.
@@ -120,7 +129,18 @@ pub(crate) struct Block {
     /// What was decoded, of the first page.
     pub bytes: Box<[u8]>,
     /// The last two ways out.
-    pub links: [Link; 2],
+    pub(crate) links: [Link; 2],
+    /// How often it ran, as far as a translator counts.
+    pub heat: u32,
+    /// A translator's name for what it made of it, or [`NONE`].
+    pub translation: u32,
+}
+
+impl Block {
+    /// Where it went last: a linear address.
+    pub fn last_target(&self) -> Option<u64> {
+        (self.links[0].block != NONE).then_some(self.links[0].address)
+    }
 }
 
 const JUMP_CACHE: usize = 4096;

@@ -174,6 +174,13 @@ impl<const SIZE: u8, const FORM: u8> Ops for Checking<'_, SIZE, FORM> {
         Ok(self.val(self.w(i), v))
     }
 
+    fn stack_load(&mut self, i: &Insn, offset: Val) -> Result<Val, Exit> {
+        self.may_fault();
+        let offset = self.at(i.stack_width(), offset);
+        let v = self.inner.stack_load(i, offset)?;
+        Ok(self.val(self.w(i), v))
+    }
+
     fn bin(&mut self, op: Bin, w: W, a: Val, b: Val) -> Val {
         self.tick();
         let v = self.inner.bin(op, w, self.at(w, a), self.at(w, b));

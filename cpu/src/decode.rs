@@ -7,8 +7,8 @@ use crate::blocks::BlockKey;
 use crate::fault::Exit;
 use crate::helpers::*;
 use crate::insn::{Handler, Insn, prefix};
-use crate::interp::{Interp, form};
-use crate::kernels::*;
+use crate::interp::form;
+use crate::kernels::{self, Kernel, shift_rotate};
 use crate::state::{gpr, seg};
 use iced_x86::{Code, Instruction, Mnemonic as M, OpKind, Register};
 
@@ -17,7 +17,11 @@ pub type Forms = [[Handler; 4]; 7];
 
 /// Runs a kernel again until its locked write finds the place unchanged.
 #[inline(always)]
-fn locked(v: &mut Vcpu, i: &Insn, f: impl Fn(&mut Vcpu, &Insn) -> Result<bool, Exit>) -> Result<(), Exit> {
+pub(crate) fn locked(
+    v: &mut Vcpu,
+    i: &Insn,
+    f: impl Fn(&mut Vcpu, &Insn) -> Result<bool, Exit>,
+) -> Result<(), Exit> {
     let lazy = v.lazy;
     let (a, r1) = (v.state.gpr[gpr::RAX], v.state.gpr[usize::from(i.r1 & 15)]);
     while f(v, i)? {
@@ -30,6 +34,11 @@ fn locked(v: &mut Vcpu, i: &Insn, f: impl Fn(&mut Vcpu, &Insn) -> Result<bool, E
 
 macro_rules! forms {
     ($kernel:path) => {{
+        use $crate::Vcpu;
+        use $crate::decode::{Forms, locked};
+        use $crate::fault::Exit;
+        use $crate::insn::Insn;
+        use $crate::interp::{Interp, form};
         fn plain<const S: u8, const F: u8>(v: &mut Vcpu, i: &Insn) -> Result<(), Exit> {
             $kernel(&mut Interp::<S, F>::new(v), i)
         }
@@ -57,10 +66,11 @@ macro_rules! widths {
         [$f::<1, { $form }>, $f::<2, { $form }>, $f::<4, { $form }>, $f::<8, { $form }>]
     };
 }
+pub(crate) use {forms, widths};
 
 /// What runs an instruction.
 enum Run {
-    Kernel(&'static Forms),
+    Kernel(Kernel),
     Helper(Handler),
 }
 use Run::{Helper as H, Kernel as K};
@@ -83,17 +93,26 @@ pub fn lower(x: &Instruction, key: BlockKey, features: &crate::model::Features) 
     }
     // XCHG with memory locks by itself.
     let lock = lock || x.mnemonic() == M::Xchg && i.memory();
-    i.run = match select(x, &mut i) {
-        H(f) => f,
-        K(forms) => pick(forms, x, &i, lock),
-    };
+    match select(x, &mut i) {
+        H(f) => i.run = f,
+        K(kernel) => {
+            i.kernel = kernel;
+            i.form = operand_form(x, &i, lock);
+            if let Some(forms) = kernels::forms(kernel) {
+                i.run = forms[usize::from(i.form)][i.w.trailing_zeros().min(3) as usize];
+            }
+        }
+    }
     i
 }
 
-/// The handler of a kernel for the forms of an instruction's operands.
-pub(crate) fn pick(forms: &Forms, x: &Instruction, i: &Insn, lock: bool) -> Handler {
+/// Where an instruction's operands are.
+fn operand_form(x: &Instruction, i: &Insn, lock: bool) -> u8 {
+    if i.kernel == Kernel::Push && is_immediate(x.op0_kind()) {
+        return form::REG_IMM;
+    }
     let immediate = matches!(x.op1_kind(), k if is_immediate(k)) && x.op_count() == 2;
-    let form = match (i.mem_op, immediate) {
+    match (i.mem_op, immediate) {
         (0, true) if lock => form::LOCKED_IMM,
         (0, false) if lock => form::LOCKED_REG,
         (0, true) => form::MEM_IMM,
@@ -101,8 +120,7 @@ pub(crate) fn pick(forms: &Forms, x: &Instruction, i: &Insn, lock: bool) -> Hand
         (1, _) => form::REG_MEM,
         (_, true) => form::REG_IMM,
         _ => form::REG_REG,
-    };
-    forms[usize::from(form)][i.w.trailing_zeros().min(3) as usize]
+    }
 }
 
 fn is_immediate(kind: OpKind) -> bool {
@@ -178,6 +196,8 @@ fn operands(x: &Instruction, key: BlockKey) -> Insn {
         r2: 0,
         mem_op: NO_MEMORY,
         prefix: 0,
+        kernel: Kernel::Helper,
+        form: form::REG_REG,
     };
     let flag = |on: bool, bit: u16| if on { bit } else { 0 };
     i.prefix = flag(x.has_lock_prefix(), prefix::LOCK)
@@ -352,36 +372,36 @@ fn integer(x: &Instruction, i: &mut Insn) -> Option<Run> {
     use M::*;
     Some(match x.mnemonic() {
         Mov if is_special_register(x) => return None,
-        Mov => K(forms!(data_transfer::mov)),
-        Add => K(forms!(binary_arithmetic::add)),
-        Adc => K(forms!(binary_arithmetic::adc)),
-        Sub => K(forms!(binary_arithmetic::sub)),
-        Sbb => K(forms!(binary_arithmetic::sbb)),
-        Cmp => K(forms!(binary_arithmetic::cmp)),
-        Inc => K(forms!(binary_arithmetic::inc)),
-        Dec => K(forms!(binary_arithmetic::dec)),
-        Neg => K(forms!(binary_arithmetic::neg)),
-        Not => K(forms!(logical::not)),
-        And => K(forms!(logical::and)),
-        Or => K(forms!(logical::or)),
-        Xor => K(forms!(logical::xor)),
-        Test => K(forms!(logical::test)),
-        Xadd => K(forms!(binary_arithmetic::xadd)),
-        Cmpxchg => K(forms!(binary_arithmetic::cmpxchg)),
+        Mov => K(Kernel::Mov),
+        Add => K(Kernel::Add),
+        Adc => K(Kernel::Adc),
+        Sub => K(Kernel::Sub),
+        Sbb => K(Kernel::Sbb),
+        Cmp => K(Kernel::Cmp),
+        Inc => K(Kernel::Inc),
+        Dec => K(Kernel::Dec),
+        Neg => K(Kernel::Neg),
+        Not => K(Kernel::Not),
+        And => K(Kernel::And),
+        Or => K(Kernel::Or),
+        Xor => K(Kernel::Xor),
+        Test => K(Kernel::Test),
+        Xadd => K(Kernel::Xadd),
+        Cmpxchg => K(Kernel::Cmpxchg),
         Xchg => {
             if i.mem_op == 1 {
                 // The same exchange with the operands the other way round.
                 i.mem_op = 0;
                 i.r1 = i.r0;
             }
-            K(forms!(data_transfer::xchg))
+            K(Kernel::Xchg)
         }
         Imul => match x.op_count() {
-            1 => K(forms!(binary_arithmetic::imul_wide)),
-            2 => K(forms!(binary_arithmetic::imul)),
-            _ => K(forms!(binary_arithmetic::imul_immediate)),
+            1 => K(Kernel::ImulWide),
+            2 => K(Kernel::Imul),
+            _ => K(Kernel::ImulImmediate),
         },
-        Mul => K(forms!(binary_arithmetic::mul)),
+        Mul => K(Kernel::Mul),
         Div => H(mul_div::div),
         Idiv => H(mul_div::idiv),
         Shl | Sal | Shr | Sar | Rol | Ror | Rcl | Rcr => return Some(shift(x, i)),
@@ -392,68 +412,60 @@ fn integer(x: &Instruction, i: &mut Insn) -> Option<Run> {
                 H(bit_string::bit_in_memory)
             } else {
                 match x.mnemonic() {
-                    Bt => K(forms!(bit_byte::bt)),
-                    Bts => K(forms!(bit_byte::bts)),
-                    Btr => K(forms!(bit_byte::btr)),
-                    _ => K(forms!(bit_byte::btc)),
+                    Bt => K(Kernel::Bt),
+                    Bts => K(Kernel::Bts),
+                    Btr => K(Kernel::Btr),
+                    _ => K(Kernel::Btc),
                 }
             }
         }
-        Bsf | Tzcnt => K(forms!(bit_byte::bsf)),
-        Bsr | Lzcnt => K(forms!(bit_byte::bsr)),
-        Popcnt => K(forms!(bit_byte::popcnt)),
+        Bsf | Tzcnt => K(Kernel::Bsf),
+        Bsr | Lzcnt => K(Kernel::Bsr),
+        Popcnt => K(Kernel::Popcnt),
         Movzx => {
             i.imm2 = source_size(x);
             i.w = x.op0_register().size() as u8;
-            K(forms!(data_transfer::movzx))
+            K(Kernel::Movzx)
         }
         Movsx | Movsxd => {
             i.imm2 = source_size(x);
             i.w = x.op0_register().size() as u8;
-            K(forms!(data_transfer::movsx))
+            K(Kernel::Movsx)
         }
         Lea => {
             i.w = x.op0_register().size() as u8;
-            K(forms!(data_transfer::lea))
+            K(Kernel::Lea)
         }
-        Bswap => K(forms!(data_transfer::bswap)),
-        Movbe => K(forms!(data_transfer::movbe)),
+        Bswap => K(Kernel::Bswap),
+        Movbe => K(Kernel::Movbe),
         Push if !is_special_register(x) => {
-            let immediate = is_immediate(x.op0_kind());
             i.r1 = i.r0;
             // The one operand is the source.
             if i.memory() {
                 i.mem_op = 1;
-                return Some(K(forms!(data_transfer::push)));
             }
-            let table = forms!(data_transfer::push);
-            let f = if immediate { form::REG_IMM } else { form::REG_REG };
-            H(table[usize::from(f)][i.w.trailing_zeros().min(3) as usize])
+            K(Kernel::Push)
         }
         Pop if is_special_register(x) => return None,
         Pop if i.memory() => H(stack::pop_memory),
-        Pop => K(forms!(data_transfer::pop)),
-        Cbw | Cwde | Cdqe => K(forms!(data_transfer::convert)),
-        Cwd | Cdq | Cqo => K(forms!(data_transfer::convert_wide)),
+        Pop => K(Kernel::Pop),
+        Cbw | Cwde | Cdqe => K(Kernel::Convert),
+        Cwd | Cdq | Cqo => K(Kernel::ConvertWide),
         Nop | Pause | Prefetchnta | Prefetcht0 | Prefetcht1 | Prefetcht2 | Prefetchw | Prefetch | Endbr32
         | Endbr64 | Rdsspd | Rdsspq | Prefetchwt1 | Cldemote | Reservednop | Lfence | Mfence | Sfence => {
             i.mem_op = NO_MEMORY;
             i.w = 4;
-            if matches!(x.mnemonic(), Mfence | Lfence | Sfence) {
-                H(misc::fence)
-            } else {
-                K(forms!(data_transfer::nop))
-            }
+            if matches!(x.mnemonic(), Mfence | Lfence | Sfence) { H(misc::fence) } else { K(Kernel::Nop) }
         }
         Jmp if matches!(x.op0_kind(), OpKind::NearBranch16 | OpKind::NearBranch32 | OpKind::NearBranch64) => {
-            K(forms!(control_transfer::jmp))
+            K(Kernel::Jmp)
         }
         Call if matches!(
             x.op0_kind(),
             OpKind::NearBranch16 | OpKind::NearBranch32 | OpKind::NearBranch64
         ) =>
         {
-            K(forms!(control_transfer::call))
+            K(Kernel::Call)
         }
         Jmp | Call if is_far(x) => return None,
         Jmp | Call => {
@@ -461,37 +473,30 @@ fn integer(x: &Instruction, i: &mut Insn) -> Option<Run> {
                 i.mem_op = 1;
             }
             i.r1 = i.r0;
-            if x.mnemonic() == Jmp {
-                K(forms!(control_transfer::jmp_indirect))
-            } else {
-                K(forms!(control_transfer::call_indirect))
-            }
+            if x.mnemonic() == Jmp { K(Kernel::JmpIndirect) } else { K(Kernel::CallIndirect) }
         }
         Jcxz | Jecxz | Jrcxz | Loop => {
             i.asize = counter_size(x.code());
-            if x.mnemonic() == Loop {
-                K(forms!(control_transfer::r#loop))
-            } else {
-                K(forms!(control_transfer::jrcxz))
-            }
+            if x.mnemonic() == Loop { K(Kernel::Loop) } else { K(Kernel::Jrcxz) }
         }
         Loope | Loopne => {
             i.asize = counter_size(x.code());
             H(stack::loop_conditional)
         }
-        Ret => H(stack::ret_near),
+        Ret => K(Kernel::Ret),
+        Leave => K(Kernel::Leave),
         _ if x.is_jcc_short_or_near() => {
             i.imm2 = condition(x);
-            K(forms!(control_transfer::jcc))
+            K(Kernel::Jcc)
         }
         _ if (Code::Seto_rm8..=Code::Setg_rm8).contains(&x.code()) => {
             i.imm2 = condition(x);
-            K(forms!(bit_byte::setcc))
+            K(Kernel::Setcc)
         }
         _ if (Code::Cmovo_r16_rm16..=Code::Cmovg_r64_rm64).contains(&x.code()) => {
             i.imm2 = condition(x);
             i.w = x.op0_register().size() as u8;
-            K(forms!(data_transfer::cmovcc))
+            K(Kernel::Cmovcc)
         }
         _ => return None,
     })
@@ -502,11 +507,11 @@ fn shift(x: &Instruction, i: &mut Insn) -> Run {
     let in_cl = x.op1_kind() == OpKind::Register;
     i.r1 = if in_cl { shift_rotate::COUNT_IN_CL } else { 0 };
     match x.mnemonic() {
-        Shl | Sal => K(forms!(shift_rotate::shl)),
-        Shr => K(forms!(shift_rotate::shr)),
-        Sar => K(forms!(shift_rotate::sar)),
-        Rol => K(forms!(shift_rotate::rol)),
-        Ror => K(forms!(shift_rotate::ror)),
+        Shl | Sal => K(Kernel::Shl),
+        Shr => K(Kernel::Shr),
+        Sar => K(Kernel::Sar),
+        Rol => K(Kernel::Rol),
+        Ror => K(Kernel::Ror),
         Rcl => H(shift_double::rcl),
         _ => H(shift_double::rcr),
     }

@@ -73,10 +73,10 @@ impl Engine for Vcpu {
         use crate::tlb::Class;
         let mut out = String::new();
         for (class, name) in [(Class::Supervisor, "supervisor"), (Class::User, "user")] {
-            for e in self.tlb.valid(class) {
-                let global = if e.global { " global" } else { "" };
-                out +=
-                    &format!("{:016x} -> RAM page {:#x} {name}{global}\n", e.read.max(e.execute), e.ram_page);
+            for (e, note) in self.tlb.valid(class) {
+                let global = if note.global { " global" } else { "" };
+                let linear = e.read.max(e.execute);
+                out += &format!("{linear:016x} -> RAM page {:#x} {name}{global}\n", note.ram_page);
             }
         }
         out

@@ -2,6 +2,7 @@
 
 use crate::Vcpu;
 use crate::fault::Exit;
+use crate::kernels::Kernel;
 use iced_x86::Code;
 
 /// A handler: one instruction's meaning, specialised by `decode.rs` for its operand forms.
@@ -100,6 +101,9 @@ pub struct Insn {
     /// Which operand is in memory; 0xFF: none.
     pub mem_op: u8,
     pub prefix: u16,
+    /// What a translator runs, and the operand form ([`crate::interp::form`]).
+    pub kernel: Kernel,
+    pub form: u8,
 }
 
 impl Insn {
@@ -112,6 +116,14 @@ impl Insn {
     /// Whether an operand is in memory.
     pub fn memory(&self) -> bool {
         self.has(prefix::MEMORY)
+    }
+    /// Width of the stack pointer.
+    pub fn stack_width(&self) -> W {
+        match self.prefix & (prefix::CODE64 | prefix::STACK16) {
+            0 => W::D,
+            prefix::STACK16 => W::W,
+            _ => W::Q,
+        }
     }
     /// Mask of the address size.
     #[inline(always)]

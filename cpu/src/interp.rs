@@ -248,6 +248,12 @@ impl<const SIZE: u8, const FORM: u8> Ops for Interp<'_, SIZE, FORM> {
     }
 
     #[inline(always)]
+    fn stack_load(&mut self, i: &Insn, offset: u64) -> Result<u64, Exit> {
+        let address = self.v.stack_address(i, offset, u32::from(SIZE), false)?;
+        self.v.load::<SIZE>(seg::FLAT_STACK as u8, address)
+    }
+
+    #[inline(always)]
     fn bin(&mut self, op: Bin, w: W, a: u64, b: u64) -> u64 {
         let wide = || (w.sext(a) as i64 as i128) * (w.sext(b) as i64 as i128);
         w.mask()

@@ -12,7 +12,7 @@ pub mod flags;
 mod fpu;
 mod helpers;
 pub mod insn;
-mod interp;
+pub mod interp;
 pub mod kernels;
 pub mod memory;
 pub mod mmu;
@@ -24,6 +24,7 @@ pub mod shared;
 mod simd;
 pub mod state;
 pub mod tlb;
+pub mod translate;
 mod vcpu;
 
 pub use fpu::use_soft;

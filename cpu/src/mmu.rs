@@ -8,7 +8,7 @@ use crate::bus::Page;
 use crate::fault::{Exit, Fault, vector};
 use crate::ram::PAGE;
 use crate::state::{cr0, cr4, efer};
-use crate::tlb::{Class, Entry, no_tag, slot};
+use crate::tlb::{Class, Entry, Note, no_tag, slot};
 
 /// Physical address width.
 pub const MAXPHYADDR: u32 = 40;
@@ -169,14 +169,13 @@ impl Vcpu {
             self.tlb.note_writer(ram_page, index);
         }
         let global = global && self.state.cr4 & cr4::PGE != 0;
-        *self.tlb.entry_mut(class, address) = Entry {
+        let entry = Entry {
             read: tag(rights[0]),
             write: tag(write),
             execute: tag(rights[2]),
             addend: (host as u64).wrapping_sub(linear),
-            ram_page,
-            global,
         };
+        self.tlb.fill(class, address, entry, Note { ram_page, global });
     }
 
     #[cold]

@@ -116,6 +116,9 @@ pub trait Ops {
     fn push(&mut self, i: &Insn, value: Self::Val) -> Result<(), Self::Exit>;
     fn pop(&mut self, i: &Insn) -> Result<Self::Val, Self::Exit>;
 
+    /// Loads from an offset in the stack segment ([`Insn::stack_width`] wide).
+    fn stack_load(&mut self, i: &Insn, offset: Self::Val) -> Result<Self::Val, Self::Exit>;
+
     // ---- arithmetic
     fn bin(&mut self, op: Bin, w: W, a: Self::Val, b: Self::Val) -> Self::Val;
     fn un(&mut self, op: Un, w: W, a: Self::Val) -> Self::Val;

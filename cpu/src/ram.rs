@@ -12,7 +12,9 @@
 //! for a marked page.
 #![allow(unsafe_code)]
 
+use crate::shared::CodeFence;
 use std::sync::atomic::{AtomicU8, AtomicU16, AtomicU32, AtomicU64, Ordering::*};
+use std::sync::{Arc, OnceLock};
 
 pub const PAGE: u64 = 4096;
 
@@ -26,6 +28,8 @@ pub struct Ram {
     base: *mut u8,
     len: u64,
     pages: Box<[PageInfo]>,
+    /// Who wants to know of overwritten instructions.
+    fence: OnceLock<Arc<CodeFence>>,
     _owner: Box<dyn Send + Sync>,
 }
 
@@ -43,7 +47,8 @@ impl Ram {
     pub unsafe fn new(base: *mut u8, len: u64, owner: Box<dyn Send + Sync>) -> Self {
         assert!(len.is_multiple_of(PAGE) && (base as usize).is_multiple_of(PAGE as usize));
         let page = || PageInfo { generation: AtomicU32::new(1), granules: AtomicU64::new(0) };
-        Ram { base, len, pages: (0..len / PAGE).map(|_| page()).collect(), _owner: owner }
+        let pages = (0..len / PAGE).map(|_| page()).collect();
+        Ram { base, len, pages, fence: OnceLock::new(), _owner: owner }
     }
 
     /// Zeroed memory of our own, for tests.
@@ -169,7 +174,16 @@ impl Ram {
             }
             at = next;
         }
+        if hit && let Some(fence) = self.fence.get() {
+            fence.code_changed();
+        }
         hit
+    }
+
+    /// The vCPUs of `fence` hear of overwritten instructions from now on.
+    pub(crate) fn watch(&self, fence: &Arc<CodeFence>) {
+        // All vCPUs of a machine bring the same.
+        let _ = self.fence.set(fence.clone());
     }
 }
 

@@ -17,6 +17,7 @@ use crate::ram::PAGE;
 use crate::shared::attention as att;
 use crate::state::{Activity, RFlags, Shadow, gpr, seg};
 use crate::tlb::{Class, hits};
+use crate::translate::{NoTranslator, Translator};
 use iced_x86::{Decoder, DecoderError, DecoderOptions, Instruction};
 use std::sync::atomic::Ordering::SeqCst;
 
@@ -34,6 +35,11 @@ pub const DR6_BS: u64 = 1 << 14;
 impl Vcpu {
     /// Executes up to `budget` instructions; see [`Stop`] for why it returned. All state is in `state` then.
     pub fn run(&mut self, budget: u64) -> Stop {
+        self.run_with(budget, &mut NoTranslator)
+    }
+
+    /// As [`Vcpu::run`], with translated code where there is some.
+    pub fn run_with<T: Translator>(&mut self, budget: u64, translator: &mut T) -> Stop {
         self.budget = i64::try_from(budget).unwrap_or(i64::MAX);
         self.shared.parked.store(false, SeqCst);
         if self.shared.pending() & att::DROP_WRITES != 0 {
@@ -41,15 +47,16 @@ impl Vcpu {
             self.fence.answer(self.id);
         }
         self.mode_may_have_changed();
-        let stop = self.run_blocks();
+        let stop = self.run_blocks(translator);
         self.shared.retired.store(self.state.retired, SeqCst);
         self.state.rflags = self.rflags();
         self.shared.parked.store(true, SeqCst);
         stop
     }
 
-    fn run_blocks(&mut self) -> Stop {
+    fn run_blocks<T: Translator>(&mut self, translator: &mut T) -> Stop {
         let mut previous = blocks::NONE;
+        translator.boundary(self);
         loop {
             let pending = self.shared.pending();
             let masked = pending == att::INTR && !self.state.rflags.contains(RFlags::IF);
@@ -60,6 +67,7 @@ impl Vcpu {
                     return stop;
                 }
                 self.mode_may_have_changed();
+                translator.boundary(self);
             }
             if self.budget <= 0 {
                 return Stop::Budget;
@@ -79,7 +87,13 @@ impl Vcpu {
                 },
                 next => next,
             };
-            previous = if self.careful { self.run_one(next) } else { self.run_block(next) };
+            previous = if self.careful {
+                self.run_one(next)
+            } else if T::ACTIVE && translator.run(self, next) {
+                blocks::NONE
+            } else {
+                self.run_block(next)
+            };
         }
     }
 
@@ -276,6 +290,10 @@ impl Vcpu {
     /// Looks at everything that may happen between two instructions.
     fn boundary(&mut self) -> Option<Stop> {
         let pending = self.shared.pending();
+        if pending & att::CODE != 0 {
+            self.shared.clear(att::CODE);
+            self.code_changed = true;
+        }
         if pending & att::DROP_WRITES != 0 {
             self.tlb.drop_writes();
             self.fence.answer(self.id);
@@ -358,7 +376,7 @@ impl Vcpu {
     }
 
     /// The block at `rip`, decoded if need be. An error is a fault of the fetch.
-    fn find_block(&mut self, rip: u64) -> Result<u32, Exit> {
+    pub(crate) fn find_block(&mut self, rip: u64) -> Result<u32, Exit> {
         self.counters.jump_cache_misses += 1;
         if !self.state.code64() && rip > u64::from(self.state.seg[seg::CS].limit) {
             return Err(self.protection());
@@ -380,15 +398,20 @@ impl Vcpu {
 
     /// RAM page behind a linear address for execution; None where no RAM answers.
     fn fetch_page(&mut self, address: u64) -> Result<Option<u32>, Exit> {
-        let class = if self.state.cpl == 3 { Class::User } else { Class::Supervisor };
+        let class = self.code_class();
         for _ in 0..2 {
             let entry = self.tlb.entry(class, address);
             if hits(entry.execute, address, 1) {
-                return Ok(Some(entry.ram_page));
+                return Ok(Some(self.tlb.note(class, address).ram_page));
             }
             self.translate(address, Access::Execute, class)?;
         }
         Ok(None)
+    }
+
+    /// Class of instruction fetches.
+    pub(crate) fn code_class(&self) -> Class {
+        if self.state.cpl == 3 { Class::User } else { Class::Supervisor }
     }
 
     fn second_page_same(&mut self, index: u32, address: u64) -> Result<bool, Exit> {
@@ -448,6 +471,8 @@ impl Vcpu {
             generation2,
             bytes: bytes[..first].into(),
             links: [Link::EMPTY; 2],
+            heat: 0,
+            translation: blocks::NONE,
         };
         Ok(self.blocks.insert(start, block))
     }
@@ -549,6 +574,8 @@ impl Vcpu {
             generation2: 0,
             bytes: bytes[..got].into(),
             links: [Link::EMPTY; 2],
+            heat: 0,
+            translation: blocks::NONE,
         };
         Ok(self.blocks.insert(u64::MAX, block))
     }

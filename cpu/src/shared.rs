@@ -27,6 +27,8 @@ pub mod attention {
     pub const REMAP: u32 = 1 << 7;
     /// The next event of a deterministic machine moved: leave `run`.
     pub const DEADLINE: u32 = 1 << 8;
+    /// Decoded instructions were overwritten: translations of stale pages must go.
+    pub const CODE: u32 = 1 << 9;
 }
 
 /// The part of a vCPU that other threads see.
@@ -74,6 +76,13 @@ impl CodeFence {
             requested: AtomicU64::new(0),
             a20: AtomicBool::new(true),
         })
+    }
+
+    /// Tells every vCPU that decoded instructions were overwritten.
+    pub fn code_changed(&self) {
+        for vcpu in &self.vcpus {
+            vcpu.raise(attention::CODE);
+        }
     }
 
     /// Vcpu `me` answers a request: its caller has dropped the write entries.

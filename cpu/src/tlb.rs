@@ -22,7 +22,7 @@ pub enum Class {
     Slow = 3,
 }
 
-/// One entry: 40 bytes.
+/// One entry: 32 bytes, so that translated code finds it by a shift.
 #[repr(C)]
 #[derive(Clone, Copy, Debug)]
 pub struct Entry {
@@ -31,6 +31,11 @@ pub struct Entry {
     pub execute: u64,
     /// Host address of the page less the linear address: add the linear address to reach the byte.
     pub addend: u64,
+}
+
+/// What belongs to an entry, but not on the fast path.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Note {
     /// Page number in [`crate::ram::Ram`].
     pub ram_page: u32,
     /// From a page-table entry with G set.
@@ -41,7 +46,7 @@ impl Entry {
     /// An entry for slot `index` that matches nothing: its tag is a page of another slot.
     const fn invalid(index: usize) -> Self {
         let tag = ((index ^ 1) as u64) << 12;
-        Entry { read: tag, write: tag, execute: tag, addend: 0, ram_page: 0, global: false }
+        Entry { read: tag, write: tag, execute: tag, addend: 0 }
     }
 }
 
@@ -64,6 +69,7 @@ const WRITERS: usize = 4096;
 
 pub struct Tlb {
     classes: [Box<[Entry; ENTRIES]>; 4],
+    notes: [Box<[Note; ENTRIES]>; 4],
     /// Whether a class may hold entries: empty ones need no flush.
     used: [bool; 4],
     writers: Box<[Writer]>,
@@ -72,8 +78,10 @@ pub struct Tlb {
 impl Default for Tlb {
     fn default() -> Self {
         let table = || Box::new(std::array::from_fn(Entry::invalid));
+        let notes = || Box::new([Note::default(); ENTRIES]);
         Tlb {
             classes: [table(), table(), table(), table()],
+            notes: [notes(), notes(), notes(), notes()],
             used: [false; 4],
             writers: vec![Writer::default(); WRITERS].into(),
         }
@@ -98,17 +106,30 @@ impl Tlb {
     pub fn entry(&self, class: Class, address: u64) -> &Entry {
         &self.classes[class as usize][slot(address)]
     }
+    /// The note to [`Tlb::entry`].
     #[inline(always)]
-    pub fn entry_mut(&mut self, class: Class, address: u64) -> &mut Entry {
+    pub fn note(&self, class: Class, address: u64) -> Note {
+        self.notes[class as usize][slot(address)]
+    }
+    /// Fills the entry of an address.
+    pub fn fill(&mut self, class: Class, address: u64, entry: Entry, note: Note) {
         self.used[class as usize] = true;
-        &mut self.classes[class as usize][slot(address)]
+        self.classes[class as usize][slot(address)] = entry;
+        self.notes[class as usize][slot(address)] = note;
+    }
+    /// Where translated code finds the entries of a class.
+    pub fn table(&self, class: Class) -> *const Entry {
+        self.classes[class as usize].as_ptr()
     }
     /// Drops everything, or everything but global pages.
     pub fn flush(&mut self, keep_global: bool) {
-        for (table, used) in self.classes.iter_mut().zip(&mut self.used).filter(|(_, used)| **used) {
-            *used = keep_global;
-            for (i, entry) in table.iter_mut().enumerate() {
-                if !(keep_global && entry.global) {
+        for class in 0..self.classes.len() {
+            if !self.used[class] {
+                continue;
+            }
+            self.used[class] = keep_global;
+            for (i, entry) in self.classes[class].iter_mut().enumerate() {
+                if !(keep_global && self.notes[class][i].global) {
                     *entry = Entry::invalid(i);
                 }
             }
@@ -145,19 +166,19 @@ impl Tlb {
             return;
         }
         let slots = if w.many { 0..ENTRIES } else { usize::from(w.slot)..usize::from(w.slot) + 1 };
-        for table in &mut self.classes {
+        for (table, notes) in self.classes.iter_mut().zip(&self.notes) {
             for i in slots.clone() {
                 // With several pages in this hash class all of them are dropped: the note of them is gone.
-                let entry = &mut table[i];
-                if entry.ram_page as usize & (WRITERS - 1) == ram_page as usize & (WRITERS - 1) {
-                    entry.write = no_tag(i);
+                if notes[i].ram_page as usize & (WRITERS - 1) == ram_page as usize & (WRITERS - 1) {
+                    table[i].write = no_tag(i);
                 }
             }
         }
     }
     /// Valid entries of a class, for the monitor.
-    pub fn valid(&self, class: Class) -> impl Iterator<Item = &Entry> {
-        let table = &self.classes[class as usize];
-        table.iter().enumerate().filter(|(i, e)| e.read != no_tag(*i) || e.execute != no_tag(*i)).map(|x| x.1)
+    pub fn valid(&self, class: Class) -> impl Iterator<Item = (&Entry, Note)> {
+        let table = self.classes[class as usize].iter().zip(self.notes[class as usize].iter().copied());
+        let valid = |i: usize, e: &Entry| e.read != no_tag(i) || e.execute != no_tag(i);
+        table.enumerate().filter(move |(i, e)| valid(*i, e.0)).map(|x| x.1)
     }
 }

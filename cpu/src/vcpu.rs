@@ -10,6 +10,7 @@ use crate::ram::Ram;
 use crate::shared::{CodeFence, VcpuShared};
 use crate::state::{CpuState, RFlags, cr0, cr4, gpr, seg};
 use crate::tlb::{Class, Tlb};
+use crate::translate::{MappingChange, Translated};
 use std::sync::Arc;
 
 /// What a machine gives a new vCPU.
@@ -55,6 +56,11 @@ pub struct Vcpu {
     pub fault: Fault,
     /// Bumped when linear addresses may have changed their meaning: cached look-ups by RIP are void.
     pub mapping_epoch: u32,
+    /// Which pages that were, for a translator.
+    pub mapping_change: MappingChange,
+    /// Decoded instructions were overwritten, for a translator.
+    pub code_changed: bool,
+    pub translated: Translated,
     /// Mask of physical addresses: A20.
     pub a20_mask: u64,
     /// The class under [`Class::Slow`].
@@ -82,6 +88,7 @@ pub struct Vcpu {
 impl Vcpu {
     pub fn new(config: VcpuConfig) -> Self {
         let VcpuConfig { id, model, ram, bus, fence } = config;
+        ram.watch(&fence);
         let mut state = CpuState::reset(model.signature, id == 0);
         state.xcr0 = 1;
         let mut vcpu = Vcpu {
@@ -93,6 +100,9 @@ impl Vcpu {
             tlb: Tlb::default(),
             fault: Fault { vector: 0, error: None, address: 0, dr6: 0 },
             mapping_epoch: 1,
+            mapping_change: MappingChange::All,
+            code_changed: true,
+            translated: Translated::default(),
             a20_mask: !0,
             plain_class: Class::Supervisor,
             physical: PhysicalCache::default(),
@@ -224,6 +234,11 @@ impl Vcpu {
     /// Drops translations (all, or all that are not global).
     pub fn flush_tlb(&mut self, keep_global: bool) {
         self.tlb.flush(keep_global);
+        if keep_global {
+            self.mapping_change.not_global();
+        } else {
+            self.mapping_change = MappingChange::All;
+        }
         self.mapping_epoch = self.mapping_epoch.wrapping_add(1);
         self.counters.tlb_flushes += 1;
         self.stop_block = true;
@@ -232,6 +247,7 @@ impl Vcpu {
     /// INVLPG.
     pub fn flush_tlb_page(&mut self, address: u64) {
         self.tlb.flush_page(address);
+        self.mapping_change.page(address & !(crate::ram::PAGE - 1));
         self.mapping_epoch = self.mapping_epoch.wrapping_add(1);
         self.stop_block = true;
     }

@@ -4,120 +4,43 @@
 use super::Checking;
 use crate::Vcpu;
 use crate::blocks::BlockKey;
-use crate::decode::{self, Forms, pick};
+use crate::decode;
 use crate::fault::Exit;
-use crate::insn::{Handler, Insn};
+use crate::insn::Insn;
 use crate::interp::form;
 use crate::kernels::*;
 use crate::simd::tests::{BUFFER, vcpu};
 use crate::state::{RFlags, attr, seg};
-use iced_x86::{Code, Decoder, DecoderOptions, Instruction, Mnemonic as M, OpKind};
+use iced_x86::{Decoder, DecoderOptions};
 use rand::rngs::SmallRng;
 use rand::{Rng, SeedableRng};
 use std::collections::BTreeMap;
 
-macro_rules! widths {
-    ($f:ident, $form:expr) => {
-        [$f::<1, { $form }>, $f::<2, { $form }>, $f::<4, { $form }>, $f::<8, { $form }>]
-    };
-}
-macro_rules! forms {
-    ($kernel:path) => {{
-        fn run<const S: u8, const F: u8>(v: &mut Vcpu, i: &Insn) -> Result<(), Exit> {
-            let mut e = Checking::<S, F>::new(v);
-            $kernel(&mut e, i)?;
-            assert!(!e.lost());
-            Ok(())
-        }
-        static FORMS: Forms = [
-            widths!(run, form::REG_REG),
-            widths!(run, form::REG_IMM),
-            widths!(run, form::REG_MEM),
-            widths!(run, form::MEM_REG),
-            widths!(run, form::MEM_IMM),
-            widths!(run, form::LOCKED_REG),
-            widths!(run, form::LOCKED_IMM),
-        ];
-        (stringify!($kernel), &FORMS)
-    }};
-}
-
-/// The kernel of an instruction, as `decode.rs` picks it.
-fn kernel(x: &Instruction) -> Option<(&'static str, &'static Forms)> {
-    let special = (0..x.op_count()).any(|n| {
-        let r = x.op_register(n);
-        x.op_kind(n) == OpKind::Register && (r.is_segment_register() || r.is_cr() || r.is_dr())
-    });
-    let near = matches!(x.op0_kind(), OpKind::NearBranch16 | OpKind::NearBranch32 | OpKind::NearBranch64);
-    let bit_string = x.op0_kind() == OpKind::Memory && x.op1_kind() == OpKind::Register;
-    let far = x.is_jmp_far() || x.is_jmp_far_indirect() || x.is_call_far() || x.is_call_far_indirect();
-    let code = x.code();
-    Some(match x.mnemonic() {
-        _ if special || far => return None,
-        M::Mov => forms!(data_transfer::mov),
-        M::Add => forms!(binary_arithmetic::add),
-        M::Adc => forms!(binary_arithmetic::adc),
-        M::Sub => forms!(binary_arithmetic::sub),
-        M::Sbb => forms!(binary_arithmetic::sbb),
-        M::Cmp => forms!(binary_arithmetic::cmp),
-        M::Inc => forms!(binary_arithmetic::inc),
-        M::Dec => forms!(binary_arithmetic::dec),
-        M::Neg => forms!(binary_arithmetic::neg),
-        M::Not => forms!(logical::not),
-        M::And => forms!(logical::and),
-        M::Or => forms!(logical::or),
-        M::Xor => forms!(logical::xor),
-        M::Test => forms!(logical::test),
-        M::Xadd => forms!(binary_arithmetic::xadd),
-        M::Cmpxchg => forms!(binary_arithmetic::cmpxchg),
-        M::Xchg => forms!(data_transfer::xchg),
-        M::Imul if x.op_count() == 1 => forms!(binary_arithmetic::imul_wide),
-        M::Imul if x.op_count() == 2 => forms!(binary_arithmetic::imul),
-        M::Imul => forms!(binary_arithmetic::imul_immediate),
-        M::Mul => forms!(binary_arithmetic::mul),
-        M::Shl | M::Sal => forms!(shift_rotate::shl),
-        M::Shr => forms!(shift_rotate::shr),
-        M::Sar => forms!(shift_rotate::sar),
-        M::Rol => forms!(shift_rotate::rol),
-        M::Ror => forms!(shift_rotate::ror),
-        M::Bt | M::Bts | M::Btr | M::Btc if bit_string => return None,
-        M::Bt => forms!(bit_byte::bt),
-        M::Bts => forms!(bit_byte::bts),
-        M::Btr => forms!(bit_byte::btr),
-        M::Btc => forms!(bit_byte::btc),
-        M::Bsf => forms!(bit_byte::bsf),
-        M::Bsr => forms!(bit_byte::bsr),
-        M::Popcnt => forms!(bit_byte::popcnt),
-        M::Movzx => forms!(data_transfer::movzx),
-        M::Movsx | M::Movsxd => forms!(data_transfer::movsx),
-        M::Lea => forms!(data_transfer::lea),
-        M::Bswap => forms!(data_transfer::bswap),
-        M::Movbe => forms!(data_transfer::movbe),
-        M::Push => forms!(data_transfer::push),
-        M::Pop if x.op0_kind() == OpKind::Register => forms!(data_transfer::pop),
-        M::Cbw | M::Cwde | M::Cdqe => forms!(data_transfer::convert),
-        M::Cwd | M::Cdq | M::Cqo => forms!(data_transfer::convert_wide),
-        M::Nop => forms!(data_transfer::nop),
-        M::Jmp if near => forms!(control_transfer::jmp),
-        M::Jmp => forms!(control_transfer::jmp_indirect),
-        M::Call if near => forms!(control_transfer::call),
-        M::Call => forms!(control_transfer::call_indirect),
-        M::Jcxz | M::Jecxz | M::Jrcxz => forms!(control_transfer::jrcxz),
-        M::Loop => forms!(control_transfer::r#loop),
-        _ if x.is_jcc_short_or_near() => forms!(control_transfer::jcc),
-        _ if (Code::Seto_rm8..=Code::Setg_rm8).contains(&code) => forms!(bit_byte::setcc),
-        _ if (Code::Cmovo_r16_rm16..=Code::Cmovg_r64_rm64).contains(&code) => forms!(data_transfer::cmovcc),
-        _ => return None,
-    })
-}
-
-/// The checking handler for what `lower` made.
-fn checked(x: &Instruction, i: &Insn, forms: &'static Forms) -> Handler {
-    if x.mnemonic() == M::Push && !i.memory() {
-        let f = if x.op0_kind() == OpKind::Register { form::REG_REG } else { form::REG_IMM };
-        return forms[usize::from(f)][i.w.trailing_zeros().min(3) as usize];
+/// Runs a kernel on the checking back end in the width and form of `i`.
+fn checked(v: &mut Vcpu, i: &Insn) -> Result<(), Exit> {
+    fn run<const S: u8, const F: u8>(v: &mut Vcpu, i: &Insn) -> Result<(), Exit> {
+        let mut e = Checking::<S, F>::new(v);
+        assert!(perform(i.kernel, &mut e, i)?, "a helper");
+        assert!(!e.lost());
+        Ok(())
     }
-    pick(forms, x, i, x.has_lock_prefix() || x.mnemonic() == M::Xchg && i.memory())
+    fn sized<const F: u8>(v: &mut Vcpu, i: &Insn) -> Result<(), Exit> {
+        match i.w {
+            1 => run::<1, F>(v, i),
+            2 => run::<2, F>(v, i),
+            4 => run::<4, F>(v, i),
+            _ => run::<8, F>(v, i),
+        }
+    }
+    match i.form {
+        form::REG_REG => sized::<{ form::REG_REG }>(v, i),
+        form::REG_IMM => sized::<{ form::REG_IMM }>(v, i),
+        form::REG_MEM => sized::<{ form::REG_MEM }>(v, i),
+        form::MEM_REG => sized::<{ form::MEM_REG }>(v, i),
+        form::MEM_IMM => sized::<{ form::MEM_IMM }>(v, i),
+        form::LOCKED_REG => sized::<{ form::LOCKED_REG }>(v, i),
+        _ => sized::<{ form::LOCKED_IMM }>(v, i),
+    }
 }
 
 /// What of RAM instructions may touch.
@@ -155,7 +78,6 @@ fn every_kernel_keeps_the_rules() {
         if x.is_invalid() || !features.allows(&x) {
             continue;
         }
-        let Some((name, forms)) = kernel(&x) else { continue };
         let cs = &mut v.state.seg[seg::CS];
         cs.attributes &= !(attr::L | attr::DB);
         cs.attributes |= if long { attr::L } else { attr::DB };
@@ -163,7 +85,7 @@ fn every_kernel_keeps_the_rules() {
             v.state.seg[seg::SS].attributes |= attr::DB;
         }
         let i = decode::lower(&x, BlockKey::of(&v.state), features);
-        if i.run as usize == crate::helpers::misc::undefined as *const () as usize {
+        if i.kernel == Kernel::Helper {
             continue;
         }
         let mut gpr: [u64; 16] = std::array::from_fn(|_| rng.random::<u64>() >> rng.random_range(0..64));
@@ -190,7 +112,7 @@ fn every_kernel_keeps_the_rules() {
         let (state, lazy) = (v.state.clone(), v.rflags());
         v.ram.read(START, &mut after);
         prepare(&mut v, &gpr, flags, &ram);
-        let result = checked(&x, &i, forms)(&mut v, &i);
+        let result = checked(&mut v, &i);
         assert_eq!(plain, result, "{x:?}");
         assert_eq!(state, v.state, "{x:?}");
         assert_eq!(lazy, v.rflags(), "{x:?}");
@@ -198,7 +120,7 @@ fn every_kernel_keeps_the_rules() {
         assert!(after == again, "{x:?}: memory");
         let lock = if x.has_lock_prefix() { " LOCK" } else { "" };
         let operands = if i.memory() { "memory" } else { "register" };
-        *seen.entry(format!("{name} w{} {operands}{lock}", i.w)).or_default() += 1;
+        *seen.entry(format!("{:?} w{} {operands}{lock}", i.kernel, i.w)).or_default() += 1;
     }
     println!("{} combinations: {seen:#?}", seen.len());
     assert!(seen.len() > 200, "only {} combinations", seen.len());

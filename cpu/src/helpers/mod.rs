@@ -37,7 +37,6 @@ pub fn system_handler(x: &Instruction, i: &mut Insn) -> Option<Handler> {
         Pushf | Pushfd | Pushfq => stack::pushf,
         Popf | Popfd | Popfq => stack::popf,
         Enter => stack::enter,
-        Leave => stack::leave,
         Stc => flag_control::stc,
         Clc => flag_control::clc,
         Cmc => flag_control::cmc,

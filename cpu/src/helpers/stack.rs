@@ -86,17 +86,6 @@ impl Vcpu {
     }
 }
 
-/// RET near, with or without bytes to release.
-pub fn ret_near(v: &mut Vcpu, i: &Insn) -> Result<(), Exit> {
-    let mut stack = Stack::current(v);
-    let target = stack.pop(v, i.w)?;
-    let target = v.check_near_target(i, target)?;
-    stack.sp = stack.sp.wrapping_add(i.imm & 0xFFFF) & stack.mask;
-    stack.commit(v);
-    v.state.gpr[gpr::RIP] = target;
-    Ok(())
-}
-
 /// POP to memory: the address is computed with the stack pointer after the pop.
 pub fn pop_memory(v: &mut Vcpu, i: &Insn) -> Result<(), Exit> {
     let mut stack = Stack::current(v);
@@ -229,16 +218,6 @@ pub fn enter(v: &mut Vcpu, i: &Insn) -> Result<(), Exit> {
     v.load_for_write::<1>(seg::FLAT_STACK as u8, address)?;
     stack.commit(v);
     v.put_reg(W::from_bytes(i.w), gpr::RBP as u8, frame);
-    Ok(())
-}
-
-/// LEAVE.
-pub fn leave(v: &mut Vcpu, i: &Insn) -> Result<(), Exit> {
-    let mut stack = Stack::current(v);
-    stack.sp = v.state.gpr[gpr::RBP] & stack.mask;
-    let bp = stack.pop(v, i.w)?;
-    stack.commit(v);
-    v.put_reg(W::from_bytes(i.w), gpr::RBP as u8, bp);
     Ok(())
 }
 

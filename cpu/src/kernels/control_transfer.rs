@@ -41,6 +41,18 @@ pub fn call_indirect<E: Ops>(e: &mut E, i: &Insn) -> Result<(), E::Exit> {
     e.jump_to(i, target)
 }
 
+/// RET near, with or without bytes to release.
+pub fn ret<E: Ops>(e: &mut E, i: &Insn) -> Result<(), E::Exit> {
+    let stack = i.stack_width();
+    let sp = e.reg(stack, gpr::RSP as u8);
+    let target = e.stack_load(i, sp)?;
+    e.check_target(i, target)?;
+    let released = e.imm(stack, u64::from(e.w(i).bytes()) + (i.imm & 0xFFFF));
+    let sp = e.bin(Bin::Add, stack, sp, released);
+    e.set_reg(stack, gpr::RSP as u8, sp);
+    e.jump_to(i, target)
+}
+
 /// JRCXZ and its kin: the count register at the address width.
 pub fn jrcxz<E: Ops>(e: &mut E, i: &Insn) -> Result<(), E::Exit> {
     let w = crate::insn::W::from_bytes(i.asize);

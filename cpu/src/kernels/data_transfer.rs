@@ -3,7 +3,7 @@
 
 use super::bit_byte::condition_of;
 use crate::insn::{Insn, W};
-use crate::ops::{Ops, Shift, Un};
+use crate::ops::{Bin, Ops, Shift, Un};
 use crate::state::gpr;
 
 /// MOV between general registers, memory and immediates.
@@ -88,6 +88,18 @@ pub fn pop<E: Ops>(e: &mut E, i: &Insn) -> Result<(), E::Exit> {
     let w = e.w(i);
     let v = e.pop(i)?;
     e.set_reg(w, i.r0, v);
+    Ok(())
+}
+
+/// LEAVE.
+pub fn leave<E: Ops>(e: &mut E, i: &Insn) -> Result<(), E::Exit> {
+    let (w, stack) = (e.w(i), i.stack_width());
+    let frame = e.reg(stack, gpr::RBP as u8);
+    let value = e.stack_load(i, frame)?;
+    let size = e.imm(stack, u64::from(w.bytes()));
+    let sp = e.bin(Bin::Add, stack, frame, size);
+    e.set_reg(stack, gpr::RSP as u8, sp);
+    e.set_reg(w, gpr::RBP as u8, value);
     Ok(())
 }
 

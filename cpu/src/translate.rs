@@ -1,0 +1,288 @@
+//! What a translator needs of a [`Vcpu`]: the fields that its code touches, and the services that it calls.
+//!
+//! Translated code works on a `Vcpu` through fixed offsets ([`offset`]). Between two pieces of it, and whenever
+//! Rust looks, the registers are in `state.gpr`; the status flags are `lazy` with [`PendingFlags`] applied to it,
+//! which [`Vcpu::settle_flags`] does. RIP in memory is the first instruction of the running region; whoever leaves
+//! a region, or calls out of it, moves it first. So a region does not know where it is mapped.
+//!
+//! Budget. Code that is entered with a budget charges each basic block before it runs. What is charged but did not
+//! run is given back on leaving; [`Vcpu::sync_retired`] turns the difference into retired instructions.
+
+use crate::Vcpu;
+use crate::blocks::{Block, BlockKey, NONE};
+use crate::fault::Exit;
+use crate::flags::Flags;
+use crate::insn::{Insn, W};
+use crate::interp::Interp;
+use crate::memory::canonical;
+use crate::mmu::Access;
+use crate::ops::Ops;
+use crate::shared::attention as att;
+use crate::state::{RFlags, gpr};
+use crate::tlb::hits;
+
+/// What [`PendingFlags::kind`] means: the variant of [`Flags`] that was declared last.
+pub mod pending {
+    /// Nothing: `lazy` is whole.
+    pub const NONE: u8 = 0;
+    pub const ADD: u8 = 1;
+    pub const ADC: u8 = 2;
+    pub const SUB: u8 = 3;
+    pub const SBB: u8 = 4;
+    pub const LOGIC: u8 = 5;
+    /// CF is `lazy`'s.
+    pub const INC: u8 = 6;
+    /// CF is `lazy`'s.
+    pub const DEC: u8 = 7;
+    pub const NEG: u8 = 8;
+    /// A count that is not 0. `bit`: CF.
+    pub const SHL: u8 = 9;
+    /// A count that is not 0. `bit`: CF.
+    pub const SHR: u8 = 10;
+    /// `bit`: CF and OF.
+    pub const MUL: u8 = 11;
+    /// `bit`: ZF.
+    pub const SCAN: u8 = 12;
+    pub const COUNT: u8 = 13;
+}
+
+/// A declaration of flags whose bits were not worth computing yet. All values are zero-extended from `w`.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default)]
+pub struct PendingFlags {
+    /// See [`pending`].
+    pub kind: u8,
+    /// Width in bytes.
+    pub w: u8,
+    pub bit: u8,
+    pub a: u64,
+    pub b: u64,
+    pub r: u64,
+}
+
+/// The fields of a [`Vcpu`] that only translated code and its engine use.
+#[repr(C)]
+#[derive(Clone, Debug, Default)]
+pub struct Translated {
+    pub pending: PendingFlags,
+    /// Address of the TLB entries for data accesses ([`crate::tlb::Tlb::table`]).
+    pub tlb: usize,
+    /// Address of the attention word.
+    pub attention: usize,
+    /// The bits of it that end a region.
+    pub attention_mask: u32,
+    /// Address of the engine's table of indirect branch targets.
+    pub jump_table: usize,
+    /// What the tags in that table are combined with by exclusive or.
+    pub salt: u64,
+    /// The budget at which `state.retired` was right.
+    pub synced: i64,
+    /// Scratch for stubs.
+    pub scratch: [u64; 4],
+}
+
+/// Byte offsets into a [`Vcpu`].
+pub mod offset {
+    use super::{PendingFlags, Translated};
+    use crate::Vcpu;
+    use crate::flags::LazyFlags;
+    use crate::state::{CpuState, Segment};
+    use std::mem::offset_of;
+
+    const STATE: usize = offset_of!(Vcpu, state);
+    const LAZY: usize = offset_of!(Vcpu, lazy);
+    const TRANSLATED: usize = offset_of!(Vcpu, translated);
+    const PENDING: usize = TRANSLATED + offset_of!(Translated, pending);
+
+    /// A general register, RIP, or zero.
+    pub const fn gpr(register: usize) -> usize {
+        STATE + offset_of!(CpuState, gpr) + register * 8
+    }
+    /// A vector register: 16 bytes of 64.
+    pub const fn xmm(register: usize) -> usize {
+        STATE + offset_of!(CpuState, zmm) + register * 64
+    }
+    pub const fn segment_base(segment: usize) -> usize {
+        STATE + offset_of!(CpuState, seg) + segment * size_of::<Segment>() + offset_of!(Segment, base)
+    }
+    pub const MXCSR: usize = STATE + offset_of!(CpuState, mxcsr);
+    pub const BUDGET: usize = offset_of!(Vcpu, budget);
+    pub const STOP_BLOCK: usize = offset_of!(Vcpu, stop_block);
+    /// Bytes that are 0 or 1.
+    pub const LAZY_CF: usize = LAZY + offset_of!(LazyFlags, cf);
+    pub const LAZY_OF: usize = LAZY + offset_of!(LazyFlags, of);
+    pub const LAZY_AF: usize = LAZY + offset_of!(LazyFlags, af);
+    /// Quadwords.
+    pub const LAZY_ZERO: usize = LAZY + offset_of!(LazyFlags, zero);
+    pub const LAZY_SIGN_PARITY: usize = LAZY + offset_of!(LazyFlags, sign_parity);
+    /// Bytes; kind and width are neighbours, to be written as one word.
+    pub const PENDING_KIND: usize = PENDING + offset_of!(PendingFlags, kind);
+    pub const PENDING_W: usize = PENDING + offset_of!(PendingFlags, w);
+    pub const PENDING_BIT: usize = PENDING + offset_of!(PendingFlags, bit);
+    pub const PENDING_A: usize = PENDING + offset_of!(PendingFlags, a);
+    pub const PENDING_B: usize = PENDING + offset_of!(PendingFlags, b);
+    pub const PENDING_R: usize = PENDING + offset_of!(PendingFlags, r);
+    pub const TLB: usize = TRANSLATED + offset_of!(Translated, tlb);
+    pub const ATTENTION: usize = TRANSLATED + offset_of!(Translated, attention);
+    pub const ATTENTION_MASK: usize = TRANSLATED + offset_of!(Translated, attention_mask);
+    pub const JUMP_TABLE: usize = TRANSLATED + offset_of!(Translated, jump_table);
+    pub const SALT: usize = TRANSLATED + offset_of!(Translated, salt);
+    pub const SCRATCH: usize = TRANSLATED + offset_of!(Translated, scratch);
+}
+
+/// Which linear addresses may have changed their meaning since somebody last asked.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum MappingChange {
+    #[default]
+    None,
+    /// These pages.
+    Pages(Vec<u64>),
+    /// All pages that are not global.
+    NotGlobal,
+    All,
+}
+
+impl MappingChange {
+    /// More pages than this count as all of them.
+    const MOST_PAGES: usize = 16;
+
+    pub(crate) fn page(&mut self, page: u64) {
+        match self {
+            MappingChange::None => *self = MappingChange::Pages(vec![page]),
+            MappingChange::Pages(pages) if pages.len() < Self::MOST_PAGES => pages.push(page),
+            _ => *self = MappingChange::All,
+        }
+    }
+    pub(crate) fn not_global(&mut self) {
+        *self = match self {
+            MappingChange::None | MappingChange::NotGlobal => MappingChange::NotGlobal,
+            _ => MappingChange::All,
+        };
+    }
+}
+
+/// Runs translated code where the interpreter's loop would run a block.
+pub trait Translator {
+    /// Whether there is one at all.
+    const ACTIVE: bool = true;
+    /// The loop looked at the attention word, or a block asked for it: translations may be stale.
+    fn boundary(&mut self, vcpu: &mut Vcpu);
+    /// Runs from block `index`, whose first instruction is next. False: nothing ran, the interpreter shall.
+    fn run(&mut self, vcpu: &mut Vcpu, index: u32) -> bool;
+}
+
+/// The interpreter alone.
+pub struct NoTranslator;
+
+impl Translator for NoTranslator {
+    const ACTIVE: bool = false;
+    fn boundary(&mut self, _: &mut Vcpu) {}
+    fn run(&mut self, _: &mut Vcpu, _: u32) -> bool {
+        false
+    }
+}
+
+impl Vcpu {
+    /// Sets what translated code reads; before it is entered.
+    pub fn prepare_translated(&mut self) {
+        let masked = if self.state.rflags.contains(RFlags::IF) { 0 } else { att::INTR };
+        let t = &mut self.translated;
+        t.tlb = self.tlb.table(self.class) as usize;
+        t.attention = self.shared.attention.as_ptr() as usize;
+        t.attention_mask = !masked;
+        t.synced = self.budget;
+    }
+
+    /// Books the instructions retired since the last time, given what is left of the budget.
+    pub fn sync_retired(&mut self, budget: i64) {
+        let n = self.translated.synced - budget;
+        self.state.retired = self.state.retired.wrapping_add(n as u64);
+        self.translated.synced = budget;
+        self.budget = budget;
+    }
+
+    /// Computes the flags that were left pending.
+    pub fn settle_flags(&mut self) {
+        let PendingFlags { kind, w, bit, a, b, r } = std::mem::take(&mut self.translated.pending);
+        let (w, bit) = (W::from_bytes(w), bit != 0);
+        let flags = match kind {
+            pending::ADD => Flags::Add { w, a, b, r },
+            pending::ADC => Flags::Adc { w, a, b, r },
+            pending::SUB => Flags::Sub { w, a, b, r },
+            pending::SBB => Flags::Sbb { w, a, b, r },
+            pending::LOGIC => Flags::Logic { w, r },
+            pending::INC => Flags::Inc { w, r },
+            pending::DEC => Flags::Dec { w, r },
+            pending::NEG => Flags::Neg { w, a, r },
+            pending::SHL => Flags::Shl { w, r, cf: bit, none: false },
+            pending::SHR => Flags::Shr { w, r, cf: bit, none: false },
+            pending::MUL => Flags::Mul { w, r, overflow: bit },
+            pending::SCAN => Flags::Scan { w, r, zero: bit },
+            pending::COUNT => Flags::Count { w, r },
+            _ => return,
+        };
+        Interp::<8, 0>::new(self).flags(flags);
+    }
+
+    /// Fills the TLB for an access of translated code. False: the access must be done by the interpreter (it
+    /// faults, crosses a page, meets a device, or code).
+    pub fn refill(&mut self, address: u64, size: u8, write: bool) -> bool {
+        if !canonical(address) && self.state.long_mode() || self.class != self.plain_class {
+            return false;
+        }
+        let access = if write { Access::Write } else { Access::Read };
+        if self.translate(address, access, self.class).is_err() {
+            return false;
+        }
+        let entry = self.tlb.entry(self.class, address);
+        let size = u64::from(size);
+        !self.stop_block && hits(entry.read, address, size) && (!write || hits(entry.write, address, size))
+    }
+
+    /// Runs one instruction by the interpreter's handler. RIP is that instruction's; flags and count of retired
+    /// instructions are settled. True: it retired, RIP is the next one's, and nothing asks to leave.
+    pub fn run_handler(&mut self, insn: &Insn) -> bool {
+        self.block = NONE;
+        self.extra = 0;
+        self.state.gpr[gpr::RIP] = self.state.gpr[gpr::RIP].wrapping_add(u64::from(insn.len));
+        let result = (insn.run)(self, insn);
+        let mut done = 1;
+        if let Err(exit) = result {
+            self.stop_block = true;
+            if exit != Exit::Leave {
+                self.state.gpr[gpr::RIP] = self.state.gpr[gpr::RIP].wrapping_sub(u64::from(insn.len));
+                done = u64::from(exit == Exit::Again);
+            }
+        }
+        done += std::mem::take(&mut self.extra);
+        self.state.retired = self.state.retired.wrapping_add(done);
+        self.budget -= done as i64;
+        self.translated.synced = self.budget;
+        if result == Err(Exit::Fault) {
+            self.deliver_fault();
+        }
+        !self.stop_block
+    }
+
+    /// A decoded block.
+    pub fn block(&self, index: u32) -> Option<&Block> {
+        self.blocks.blocks.get(index as usize)
+    }
+    pub fn block_mut(&mut self, index: u32) -> Option<&mut Block> {
+        self.blocks.blocks.get_mut(index as usize)
+    }
+    /// The block at `rip`, if it can be had without a fault and its bytes are RAM.
+    pub fn block_at(&mut self, rip: u64) -> Option<u32> {
+        let index = self.find_block(rip).ok()?;
+        (self.block(index)?.page != NONE).then_some(index)
+    }
+    /// The key of the current mode.
+    pub fn key(&self) -> BlockKey {
+        self.key
+    }
+    /// Whether the page of a linear code address is mapped as global.
+    pub fn code_is_global(&self, address: u64) -> bool {
+        let class = self.code_class();
+        hits(self.tlb.entry(class, address).execute, address, 1) && self.tlb.note(class, address).global
+    }
+}
