@@ -201,7 +201,7 @@ fn monitor_on_stdio() {
     std::thread::sleep(Duration::from_secs(1));
     let script = format!(
         "help\ninfo registers\ninfo cpus\ninfo pic\ninfo nonsense\nstop\nx/4i $pc\nxp/2xb 0x8000\ncont\n\
-         sendkey ctrl-alt-delete\nsendkey nokey\ntype hello\nmouse_move 3 4\nchange cdrom /x\nfrobnicate\n\
+         sendkey ctrl-alt-delete\nsendkey nokey\ntype hello\nmouse_move 3 4 -1\nchange cdrom /x\nfrobnicate\n\
          screendump {}\nquit\n",
         picture.display()
     );
@@ -222,6 +222,48 @@ fn monitor_on_stdio() {
         assert!(text.contains(word), "no `{word}` in:\n{text}");
     }
     assert!(is_png(&picture));
+}
+
+/// The program listens; the guest sends back one more than what it gets.
+#[test]
+fn serial_on_tcp() {
+    use std::net::{TcpListener, TcpStream};
+    let folder = TempDir::new().unwrap();
+    // mov dx, 3FDh; wait: in al, dx; test al, 1; jz wait; mov dl, F8h; in al, dx; inc al; out dx, al;
+    // cmp al, 'e'; jne (mov dx); mov ecx, 100000h; loop $; out F4h, al; hlt
+    let echo = [
+        0x66, 0xBA, 0xFD, 0x03, 0xEC, 0xA8, 0x01, 0x74, 0xFB, 0xB2, 0xF8, 0xEC, 0xFE, 0xC0, 0xEE, 0x3C, b'e',
+        0x75, 0xED, 0xB9, 0x00, 0x00, 0x10, 0x00, 0xE2, 0xFE, 0xE6, 0xF4, 0xF4,
+    ];
+    let guest = file(&folder, "echo", &kernel(&echo));
+    // A port that is free now.
+    let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+    let address = format!("tcp:127.0.0.1:{port}");
+    let guest = ["--kernel", guest.to_str().unwrap(), "--debug-exit", "0xf4", "--timeout", "60"];
+    let mut child = trimaran(&[&["run", "--display", "none", "--serial", &address], &guest[..]].concat())
+        .spawn()
+        .unwrap();
+    let begun = Instant::now();
+    let mut connection = loop {
+        match TcpStream::connect(("127.0.0.1", port)) {
+            Ok(connection) => break connection,
+            Err(e) => assert!(begun.elapsed() < Duration::from_secs(20), "{e}"),
+        }
+        std::thread::sleep(Duration::from_millis(50));
+    };
+    connection.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
+    for sent in [b'H', b'A', 0xFF, b'd'] {
+        connection.write_all(&[sent]).unwrap();
+        let mut answer = [0];
+        connection.read_exact(&mut answer).unwrap();
+        assert_eq!(answer[0], sent.wrapping_add(1));
+    }
+    assert_eq!(child.wait().unwrap().code(), Some(i32::from(b'e') << 1 | 1));
+
+    // A second program cannot have the same port.
+    let taken = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = format!("tcp:127.0.0.1:{}", taken.local_addr().unwrap().port());
+    expect(&["run", "--display", "none", "--serial", &address], ERROR, &["cannot listen"]);
 }
 
 #[test]
