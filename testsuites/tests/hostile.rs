@@ -143,6 +143,9 @@ fn port_hammer(seed: u32) -> Vec<u8> {
     image
 }
 
+/// Accesses to ports and devices for each seed, at least.
+const ACCESSES: u64 = 1_000_000;
+
 #[test]
 fn random_values_in_every_port_and_register() {
     static PANICS: AtomicUsize = AtomicUsize::new(0);
@@ -152,22 +155,33 @@ fn random_values_in_every_port_and_register() {
         hook(info);
     }));
     for seed in rounds(12) {
-        let direct = DirectBoot { kernel: port_hammer(seed as u32 * 2 + 1), ..DirectBoot::default() };
-        let disk = || Box::new(MemoryMedium::new(vec![0; 1 << 20]));
-        let config = MachineConfig {
-            memory: 16 << 20,
-            direct: Some(direct),
-            deterministic: true,
-            ide: [Some(IdeDrive::Disk(disk())), None, Some(IdeDrive::CdRom(Some(disk()))), None],
-            floppies: [Some(Some(disk())), None],
-            ..MachineConfig::default()
-        };
-        let factory: Arc<dyn EngineFactory> = Arc::new(Interpreter);
-        let mut machine = Machine::new(config, &factory).expect("machine");
-        machine.start();
-        // About 60 instructions a round, 29 of them accesses. A guest that powers off or resets is welcome to.
-        machine.run_until(4_000_000);
-        machine.pause();
+        // A guest that powers itself off, resets or stops goes on in a fresh machine, with other values.
+        let (mut accesses, mut machines) = (0, 0);
+        while accesses < ACCESSES {
+            let machine = hammered_machine((seed as u32).wrapping_mul(1000).wrapping_add(machines) * 2 + 1);
+            machine.run_until(4_000_000);
+            machine.pause();
+            accesses += machine.stats().counters.iter().map(|c| c.port_io + c.mmio).sum::<u64>();
+            machines += 1;
+            assert!(machines < 1000, "seed {seed}: {accesses} accesses in {machines} machines");
+        }
     }
     assert_eq!(PANICS.load(SeqCst), 0, "a guest made the host panic; see above");
+}
+
+/// A deterministic machine with all drives and [`port_hammer`].
+fn hammered_machine(seed: u32) -> Machine {
+    let direct = DirectBoot { kernel: port_hammer(seed), ..DirectBoot::default() };
+    let disk = || Box::new(MemoryMedium::new(vec![0; 1 << 20]));
+    let config = MachineConfig {
+        memory: 16 << 20,
+        direct: Some(direct),
+        deterministic: true,
+        ide: [Some(IdeDrive::Disk(disk())), None, Some(IdeDrive::CdRom(Some(disk()))), None],
+        floppies: [Some(Some(disk())), None],
+        no_reboot: true,
+        ..MachineConfig::default()
+    };
+    let factory: Arc<dyn EngineFactory> = Arc::new(Interpreter);
+    Machine::new(config, &factory).expect("machine")
 }
