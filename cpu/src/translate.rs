@@ -79,6 +79,18 @@ pub struct Translated {
     pub synced: i64,
     /// Scratch for stubs.
     pub scratch: [u64; 4],
+    /// Helpers that translated code called, by `iced_x86::Code`.
+    pub helper_calls: Vec<u64>,
+}
+
+impl Translated {
+    pub fn count_helper(&mut self, insn: &Insn) {
+        let n = insn.code as usize;
+        if n >= self.helper_calls.len() {
+            self.helper_calls.resize(n + 1, 0);
+        }
+        self.helper_calls[n] += 1;
+    }
 }
 
 /// Byte offsets into a [`Vcpu`].

@@ -1,0 +1,127 @@
+//! What translated code and the engine agree on.
+//!
+//! **Entry.** A piece of code is a function `(vcpu, budget, slot) -> word` that may end by jumping to another piece.
+//! Cranelift's convention is `CallConv::Tail`; on x86-64 hosts that is: RDI = vCPU, RSI = budget (instructions
+//! left, before this region's first block is charged), RDX = the slot it was reached through (to be ignored), a
+//! return address at RSP (RSP + 8 is a multiple of 16). Emitted code may use every register; the engine enters
+//! through a trampoline that saves what Rust's convention wants kept.
+//!
+//! **Invariants at entry**: `gpr[RIP]` is the linear address of the region's first instruction (CS is flat);
+//! registers are in memory; flags are `lazy` under `pending`. The attention word was not looked at: code does so at its
+//! entry and at every back edge, with `ATTENTION_MASK`.
+//!
+//! **Leaving.** Code stores what is left of the budget (with what was charged but did not run given back) to
+//! `BUDGET`, moves RIP, writes registers and flags back, and either jumps on through a [`Slot`] with the budget in
+//! its register and the slot's address in the third argument, or returns a word: [`LOOKUP`], [`STOP`], [`INTERPRET`],
+//! [`DONE`], [`HOT`], or the address of a slot that led nowhere (the stub of unlinked slots does that).
+//!
+//! **Budget.** Before a basic block runs its count of instructions is taken off the budget; if that makes it negative, it
+//! is given back, and the code leaves with [`STOP`], RIP at that block.
+//!
+//! **Accesses that miss the TLB.** A stub that disturbs no register calls [`crate::runtime::refill`]; if that
+//! succeeds the access is tried again, else the code leaves with [`INTERPRET`]: state as before the instruction, RIP at
+//! it, the instruction's address in `SCRATCH[0]`.
+//!
+//! **Helpers.** With registers and flags written back (RIP not), code calls [`crate::runtime::run_helper`] and drops what
+//! it knew of registers and flags. The result is the new budget, or a negative number: then the code returns
+//! [`DONE`] and touches nothing more. The last instruction of a block that ends with the dispatcher, and control transfers
+//! that a back end leaves to the interpreter, go through [`crate::runtime::run_last`]: always [`DONE`] afterwards.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+
+/// RIP leads somewhere that this code has no slot for.
+pub const LOOKUP: u64 = 0;
+/// The budget is too small for the next block, or something wants attention.
+pub const STOP: u64 = 1;
+/// `SCRATCH[0]` is the address of an [`trimaran_cpu::insn::Insn`] that the interpreter must run.
+pub const INTERPRET: u64 = 2;
+/// A helper has left; all is booked.
+pub const DONE: u64 = 3;
+/// The region's counter ran out: it is worth a better translation. Nothing of it has run or was charged.
+pub const HOT: u64 = 4;
+
+/// A way out of a region that may lead straight into another one.
+#[repr(C)]
+#[derive(Debug, Default)]
+pub struct Slot {
+    /// Host address to jump to; never null.
+    pub code: AtomicU64,
+    /// The linear address that `code` stands for. A jump to another page compares RIP with it, because the
+    /// region may run at several linear addresses.
+    pub address: AtomicU64,
+}
+
+impl Slot {
+    pub const CODE: usize = 0;
+    pub const ADDRESS: usize = 8;
+    pub const SIZE: usize = size_of::<Slot>();
+
+    pub fn new(stub: u64) -> Self {
+        Slot { code: AtomicU64::new(stub), address: AtomicU64::new(!0) }
+    }
+    pub fn link(&self, address: u64, code: u64) {
+        self.address.store(address, Ordering::Relaxed);
+        self.code.store(code, Ordering::Release);
+    }
+    pub fn unlink(&self, stub: u64) {
+        self.code.store(stub, Ordering::Release);
+        self.address.store(!0, Ordering::Relaxed);
+    }
+}
+
+/// An entry of the table that indirect branches look into (at `JUMP_TABLE`, with `SALT`).
+#[repr(C)]
+#[derive(Clone, Copy, Debug)]
+pub struct JumpEntry {
+    /// Linear address ^ salt.
+    pub tag: u64,
+    pub code: u64,
+}
+
+/// Entries of a jump table: a power of two.
+pub const JUMP_ENTRIES: usize = 4096;
+
+/// Where a linear address is looked for. Code does the same.
+pub fn jump_index(address: u64) -> usize {
+    (address ^ address >> 12) as usize & (JUMP_ENTRIES - 1)
+}
+
+/// Addresses that code calls or jumps to.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Runtime {
+    /// `extern "C" fn(vcpu, budget, code) -> word`: the way in.
+    pub trampoline: usize,
+    /// What unlinked slots lead to.
+    pub unlinked: usize,
+    /// [`crate::runtime::run_helper`].
+    pub run_helper: usize,
+    /// [`crate::runtime::run_last`].
+    pub run_last: usize,
+    /// [`crate::runtime::refill`].
+    pub refill: usize,
+    /// [`crate::runtime::settle_flags`].
+    pub settle_flags: usize,
+}
+
+/// What a back end is asked to translate.
+pub struct Job<'a> {
+    pub region: &'a crate::region::Region,
+    /// Address of the first of the region's [`Slot`]s.
+    pub slots: usize,
+    pub runtime: &'a Runtime,
+    /// Address of a 32-bit counter to take down at each entry and back edge; at 0 leave with [`HOT`] (at a back
+    /// edge: [`LOOKUP`]). None: do not count.
+    pub counter: Option<usize>,
+}
+
+/// Host code, runnable at any address; its first byte is the entry.
+pub struct Code {
+    pub bytes: Vec<u8>,
+    /// What the code points to.
+    pub keep: Box<dyn std::any::Any + Send>,
+}
+
+/// A region that a back end cannot translate.
+#[derive(Debug, thiserror::Error)]
+#[error("the region cannot be translated: {0}")]
+pub struct Untranslatable(pub String);

@@ -1,0 +1,193 @@
+//! What is translated as one piece: basic blocks of one page, and the ways between them.
+//!
+//! A region is found from decoded blocks of the interpreter, so their bytes are marked as code already. Offsets are
+//! relative to RIP at its entry: a region runs wherever its page is mapped.
+
+use std::collections::VecDeque;
+use trimaran_cpu::Vcpu;
+use trimaran_cpu::blocks::{BlockKey, NONE};
+use trimaran_cpu::insn::Insn;
+use trimaran_cpu::kernels::Kernel;
+use trimaran_cpu::ram::PAGE;
+
+/// Where control goes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Target {
+    /// The block of this number in the region.
+    Block(usize),
+    /// Out of the region, through a slot.
+    Exit {
+        slot: usize,
+        /// RIP of the target less RIP at the region's entry.
+        delta: i64,
+        /// Not on the region's page: the slot must be compared with RIP.
+        far: bool,
+    },
+}
+
+/// How a block ends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum End {
+    /// Falls through, or its last instruction is an unconditional direct jump or call.
+    Goto(Target),
+    /// The last instruction branches.
+    Branch { taken: Target, not_taken: Target },
+    /// The last instruction computes RIP (a kernel that calls `jump_to`).
+    Indirect,
+    /// The last instruction is run as a helper whatever its kernel, and the engine looks around afterwards
+    /// ([`crate::runtime::run_last`], [`crate::abi::DONE`]).
+    Dispatcher,
+}
+
+/// A basic block.
+#[derive(Debug)]
+pub struct Block {
+    /// RIP of its first instruction less RIP at the region's entry.
+    pub delta: i64,
+    pub insns: Box<[Insn]>,
+    pub end: End,
+}
+
+/// See the head of this file. Block 0 is the entry.
+#[derive(Debug)]
+pub struct Region {
+    pub key: BlockKey,
+    /// RAM page, and its generation when the bytes were decoded.
+    pub page: u32,
+    pub generation: u32,
+    /// The page that the only instruction crosses into, or [`NONE`].
+    pub page2: u32,
+    pub generation2: u32,
+    /// Offset of the entry in its page.
+    pub offset: u64,
+    pub blocks: Vec<Block>,
+    /// How many slots its exits want.
+    pub slots: usize,
+}
+
+/// How large regions may grow.
+#[derive(Clone, Copy, Debug)]
+pub struct Limits {
+    pub blocks: usize,
+    pub insns: usize,
+    /// Follow one path only, the one last taken: block n + 1 is where block n mostly goes.
+    pub trace: bool,
+}
+
+impl Region {
+    pub fn insns(&self) -> usize {
+        self.blocks.iter().map(|b| b.insns.len()).sum()
+    }
+
+    /// The region whose first block is `first`, at the current RIP. None: nothing that can be translated.
+    pub fn form(vcpu: &mut Vcpu, first: u32, rip: u64, limits: Limits) -> Option<Region> {
+        let head = vcpu.block(first)?;
+        if head.page == NONE || !vcpu.key().flat_code() || vcpu.key().code_size() == 2 {
+            return None;
+        }
+        let mut region = Region {
+            key: vcpu.key(),
+            page: head.page,
+            generation: head.generation,
+            page2: head.page2,
+            generation2: head.generation2,
+            offset: rip % PAGE,
+            blocks: Vec::new(),
+            slots: 0,
+        };
+        let starts = region.discover(vcpu, first, rip, limits);
+        region.connect(&starts);
+        Some(region)
+    }
+
+    /// Collects blocks, nearest first; returns their offsets.
+    fn discover(&mut self, vcpu: &mut Vcpu, first: u32, rip: u64, limits: Limits) -> Vec<i64> {
+        let mut starts: Vec<i64> = Vec::new();
+        let mut queue = VecDeque::from([(0i64, Some(first))]);
+        let mut insns = 0;
+        while let Some((delta, known)) = queue.pop_front() {
+            if starts.contains(&delta) || starts.len() >= limits.blocks || insns >= limits.insns {
+                continue;
+            }
+            let here = rip.wrapping_add(delta as u64);
+            if known.is_none() && !self.on_page(delta) {
+                continue;
+            }
+            let Some(index) = known.or_else(|| vcpu.block_at(here)) else { continue };
+            let Some(block) = vcpu.block(index) else { continue };
+            let same = block.page == self.page && block.generation == self.generation;
+            // An instruction that crosses pages is a region of its own.
+            if known.is_none() && (!same || block.page2 != NONE) || block.insns.is_empty() {
+                continue;
+            }
+            let (code, last, key) = (block.insns.clone(), block.last_target(), self.key);
+            let len: i64 = code.iter().map(|i| i64::from(i.len)).sum();
+            insns += code.len();
+            starts.push(delta);
+            let end = delta + len;
+            let ways = ways_out(&code, end, key);
+            self.blocks.push(Block { delta, insns: code, end: End::Dispatcher });
+            if self.page2 != NONE {
+                break;
+            }
+            if limits.trace {
+                // Only the way it went last; a known way back to the head ends the trace.
+                let liked = last.map(|address| address.wrapping_sub(rip) as i64);
+                let next = ways.iter().copied().find(|&w| Some(w) == liked).or(ways.last().copied());
+                queue.extend(next.map(|w| (w, None)));
+            } else {
+                queue.extend(ways.into_iter().map(|w| (w, None)));
+            }
+        }
+        starts
+    }
+
+    fn on_page(&self, delta: i64) -> bool {
+        (0..PAGE as i64).contains(&(self.offset as i64 + delta))
+    }
+
+    /// Gives every block its end.
+    fn connect(&mut self, starts: &[i64]) {
+        let mut slots = 0;
+        for n in 0..self.blocks.len() {
+            let block = &self.blocks[n];
+            let after = block.delta + block.insns.iter().map(|i| i64::from(i.len)).sum::<i64>();
+            let ways = ways_out(&block.insns, after, self.key);
+            let mut target = |delta: i64| match starts.iter().position(|&s| s == delta) {
+                Some(block) => Target::Block(block),
+                None => {
+                    slots += 1;
+                    let far = !self.on_page(delta) || self.page2 != NONE;
+                    Target::Exit { slot: slots - 1, delta, far }
+                }
+            };
+            let last = block.insns.last().map_or(Kernel::Helper, |i| i.kernel);
+            let end = match (ways.as_slice(), last) {
+                (&[taken, not_taken], _) => {
+                    End::Branch { taken: target(taken), not_taken: target(not_taken) }
+                }
+                (&[only], _) => End::Goto(target(only)),
+                (_, Kernel::Ret | Kernel::JmpIndirect | Kernel::CallIndirect) => End::Indirect,
+                _ => End::Dispatcher,
+            };
+            self.blocks[n].end = end;
+        }
+        self.slots = slots;
+    }
+}
+
+/// Offsets where a block may go directly: of a branch first the target, then what follows. `after` is the offset of what
+/// follows the last instruction.
+fn ways_out(insns: &[Insn], after: i64, key: BlockKey) -> Vec<i64> {
+    let Some(last) = insns.last() else { return Vec::new() };
+    // A 16-bit operand size cuts the target: leave such branches to the engine.
+    let direct = last.w != 2 || key.code64();
+    let target = after.wrapping_add(last.imm as i64);
+    match last.kernel {
+        Kernel::Jcc | Kernel::Loop | Kernel::Jrcxz if direct => vec![target, after],
+        Kernel::Jmp | Kernel::Call if direct => vec![target],
+        Kernel::Jcc | Kernel::Loop | Kernel::Jrcxz | Kernel::Jmp | Kernel::Call => Vec::new(),
+        Kernel::Ret | Kernel::JmpIndirect | Kernel::CallIndirect | Kernel::Helper => Vec::new(),
+        _ => vec![after],
+    }
+}

@@ -1,0 +1,79 @@
+//! What translated code calls. These functions get the vCPU that the engine entered the code with.
+#![allow(unsafe_code)]
+
+use trimaran_cpu::Vcpu;
+use trimaran_cpu::insn::Insn;
+use trimaran_cpu::state::gpr;
+
+/// Moves RIP by a distance; outside 64-bit mode it has 32 bits.
+fn move_rip(v: &mut Vcpu, delta: i64) {
+    let rip = v.state.gpr[gpr::RIP].wrapping_add(delta as u64);
+    v.state.gpr[gpr::RIP] = if v.key().code64() { rip } else { rip & 0xFFFF_FFFF };
+}
+
+/// Books what ran, moves RIP to the instruction, runs its handler. `rest`: instructions that were charged and have not
+/// run, this one among them.
+fn handle(v: &mut Vcpu, insn: &Insn, budget: i64, rest: i64, delta: i64) -> bool {
+    v.settle_flags();
+    v.sync_retired(budget + rest);
+    move_rip(v, delta);
+    v.translated.count_helper(insn);
+    v.run_handler(insn)
+}
+
+/// Runs an instruction in the middle of a region. `delta`: its RIP less RIP at the region's entry. Returns the
+/// budget to go on with, or -1: the code must return [`crate::abi::DONE`].
+///
+/// # Safety
+/// Only translated code may call it, with the vCPU it was entered with and an instruction of its region.
+pub unsafe extern "C" fn run_helper(
+    v: *mut Vcpu,
+    insn: *const Insn,
+    budget: i64,
+    rest: i64,
+    delta: i64,
+) -> i64 {
+    // SAFETY: by the caller; the engine holds no other reference while code runs.
+    let (v, insn) = unsafe { (&mut *v, &*insn) };
+    let base = v.state.gpr[gpr::RIP];
+    if !handle(v, insn, budget, rest, delta) {
+        return -1;
+    }
+    let left = v.budget - (rest - 1);
+    if left < 0 {
+        // A REP took more than its one.
+        return -1;
+    }
+    v.state.gpr[gpr::RIP] = base;
+    left
+}
+
+/// Runs the last instruction of a block that ends with the dispatcher. The code must return [`crate::abi::DONE`].
+///
+/// # Safety
+/// As [`run_helper`].
+pub unsafe extern "C" fn run_last(v: *mut Vcpu, insn: *const Insn, budget: i64, rest: i64, delta: i64) {
+    // SAFETY: as in `run_helper`.
+    let (v, insn) = unsafe { (&mut *v, &*insn) };
+    handle(v, insn, budget, rest, delta);
+}
+
+/// Fills the TLB. `what`: size in bytes (1 to 64), with bit 8 set for a write. 1: try again.
+///
+/// # Safety
+/// Only translated code may call it, with the vCPU it was entered with.
+pub unsafe extern "C" fn refill(v: *mut Vcpu, address: u64, what: u32) -> u32 {
+    // SAFETY: as in `run_helper`.
+    let v = unsafe { &mut *v };
+    u32::from(v.refill(address, what as u8, what & 0x100 != 0))
+}
+
+/// Makes `lazy` whole: code that wants flags from before its region calls it.
+///
+/// # Safety
+/// As [`refill`].
+pub unsafe extern "C" fn settle_flags(v: *mut Vcpu) {
+    // SAFETY: as in `run_helper`.
+    let v = unsafe { &mut *v };
+    v.settle_flags();
+}

@@ -1,0 +1,65 @@
+//! The fixed pieces of code: the way in, and what unlinked slots lead to.
+//!
+//! On x86-64 hosts they are assembled here; elsewhere Cranelift makes them (`cranelift/stubs.rs`).
+
+use crate::abi::Runtime;
+use crate::buffer::CodeBuffer;
+use crate::runtime;
+
+/// Puts the stubs into the buffer's memory; returns all addresses that code wants.
+pub fn install(buffer: &mut CodeBuffer) -> Option<Runtime> {
+    let mut put = |code: &[u8]| {
+        buffer.reserve(code.len())?;
+        let at = buffer.put(code);
+        Some(buffer.address(at))
+    };
+    #[cfg(target_arch = "x86_64")]
+    let (trampoline, unlinked) = (put(&x86_64::trampoline())?, put(&x86_64::unlinked())?);
+    #[cfg(not(target_arch = "x86_64"))]
+    let (trampoline, unlinked) =
+        (put(&crate::cranelift::stubs::trampoline())?, put(&crate::cranelift::stubs::unlinked())?);
+    Some(Runtime {
+        trampoline,
+        unlinked,
+        run_helper: runtime::run_helper as *const () as usize,
+        run_last: runtime::run_last as *const () as usize,
+        refill: runtime::refill as *const () as usize,
+        settle_flags: runtime::settle_flags as *const () as usize,
+    })
+}
+
+#[cfg(target_arch = "x86_64")]
+mod x86_64 {
+    use dynasmrt::{DynasmApi, dynasm};
+    use trimaran_cpu::translate::offset;
+
+    type Assembler = dynasmrt::VecAssembler<dynasmrt::x64::X64Relocation>;
+
+    /// `extern "C" fn(vcpu: rdi, budget: rsi, code: rdx) -> rax`: keeps what the System V convention wants kept, for
+    /// emitted code keeps nothing.
+    pub fn trampoline() -> Vec<u8> {
+        let mut a = Assembler::new(0);
+        dynasm!(a
+            ; .arch x64
+            ; push rbx ; push rbp ; push r12 ; push r13 ; push r14 ; push r15
+            ; sub rsp, 8
+            ; call rdx
+            ; add rsp, 8
+            ; pop r15 ; pop r14 ; pop r13 ; pop r12 ; pop rbp ; pop rbx
+            ; ret
+        );
+        a.finalize().unwrap_or_default()
+    }
+
+    /// A slot that leads nowhere: the engine gets the budget and the slot.
+    pub fn unlinked() -> Vec<u8> {
+        let mut a = Assembler::new(0);
+        dynasm!(a
+            ; .arch x64
+            ; mov [rdi + offset::BUDGET as i32], rsi
+            ; mov rax, rdx
+            ; ret
+        );
+        a.finalize().unwrap_or_default()
+    }
+}
