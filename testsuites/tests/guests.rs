@@ -22,6 +22,7 @@ const SAMPLES: &[(&str, Check)] = &[
     ("GRUB rescue floppy", grub_floppy),
     ("Linux amd64: serial shell, power off", linux_amd64),
     ("Linux amd64, 2 processors: a disk partitioned, formatted and written", linux_disk),
+    ("Linux amd64: power button", linux_power_button),
     ("Linux i386: text installer", installer_i386),
 ];
 
@@ -234,6 +235,25 @@ fn linux_amd64() -> Result<(), String> {
     }
 }
 
+/// The power button reaches the guest as an ACPI event: busybox's acpid powers the machine off.
+fn linux_power_button() -> Result<(), String> {
+    let mut config = linux(256, 1)?;
+    if let Some(direct) = &mut config.direct {
+        direct.initrd = Some(with_modules(&["button", "evdev"])?);
+    }
+    let mut guest = Guest::start(config)?;
+    guest.expect("guest is up", 500)?;
+    guest.line("mkdir -p /etc/acpi/PWRF; cd /etc/acpi/PWRF; echo '#!/bin/sh' > 00000080; chmod +x 00000080");
+    guest.line("echo \"echo the but''ton; poweroff -f\" >> 00000080; acpid -l /dev/console; echo rea'd'y");
+    guest.expect("ready", 120)?;
+    guest.machine.power_button();
+    guest.expect("the button", 120)?;
+    match guest.ends(200)? {
+        Outcome::PoweredOff => Ok(()),
+        other => Err(format!("ended with {other:?} instead of power off")),
+    }
+}
+
 /// Both processors come up and work at once; a disk is partitioned, formatted and written by DMA, and read back by
 /// the host; a CD is read; again by PIO.
 fn linux_disk() -> Result<(), String> {
@@ -259,7 +279,7 @@ fn with_drives(path: &Path) -> Result<(), String> {
         if let Some(direct) = &mut config.direct {
             direct.append.push_str(append);
             // Debian's kernel has its disk drivers as modules.
-            direct.initrd = Some(with_modules()?);
+            direct.initrd = Some(with_modules(DISK_MODULES)?);
         }
         let image = RawImage::open(path, false).map_err(|e| e.to_string())?;
         config.ide[0] = Some(IdeDrive::Disk(Box::new(image)));
@@ -296,24 +316,26 @@ fn with_drives(path: &Path) -> Result<(), String> {
     Ok(())
 }
 
-/// The RAM disk with the modules for an IDE disk and ext2, loaded before the shell starts.
-fn with_modules() -> Result<Vec<u8>, String> {
+/// For an IDE disk and ext2. The checksums that sd_mod asks the crypto layer for come first.
+const DISK_MODULES: &[&str] = &[
+    "crct10dif_generic",
+    "crc64_rocksoft_generic",
+    "crc32c_generic",
+    "ata_piix",
+    "sd_mod",
+    "ext4",
+    "sr_mod",
+    "isofs",
+];
+
+/// The RAM disk with modules that are loaded before the shell starts.
+fn with_modules(modules: &[&str]) -> Result<Vec<u8>, String> {
     let busybox = guest::bytes("busybox-static", "bin/busybox")?;
     let root = guest::folder().ok_or("skipped: no guests; run `cargo x guests`")?.join("lib/modules");
     let mut files = BTreeMap::new();
     find_modules(&root, &mut files);
     let mut order = Vec::new();
-    // The two checksums that sd_mod asks the crypto layer for come first.
-    for module in [
-        "crct10dif_generic",
-        "crc64_rocksoft_generic",
-        "crc32c_generic",
-        "ata_piix",
-        "sd_mod",
-        "ext4",
-        "sr_mod",
-        "isofs",
-    ] {
+    for module in modules {
         add_module(module, &files, &mut order)?;
     }
     let mut archive = Archive::default();
