@@ -149,6 +149,8 @@ const JUMP_CACHE: usize = 4096;
 pub(crate) struct BlockCache {
     pub blocks: Vec<Block>,
     by_place: FxHashMap<(u64, BlockKey), u32>,
+    /// How often the cache was emptied: indices are good for one such time.
+    pub clears: u32,
     jump: Box<[(Link, BlockKey)]>,
 }
 
@@ -157,6 +159,7 @@ impl Default for BlockCache {
         BlockCache {
             blocks: Vec::new(),
             by_place: FxHashMap::default(),
+            clears: 0,
             jump: vec![(Link::EMPTY, BlockKey::default()); JUMP_CACHE].into(),
         }
     }
@@ -195,6 +198,6 @@ impl BlockCache {
         index
     }
     pub fn clear(&mut self) {
-        *self = BlockCache::default();
+        *self = BlockCache { clears: self.clears.wrapping_add(1), ..BlockCache::default() };
     }
 }

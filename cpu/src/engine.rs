@@ -30,6 +30,10 @@ pub trait Engine: Send {
     fn name(&self) -> &'static str;
     /// Text for the monitor's `info tlb`.
     fn describe_tlb(&self) -> String;
+    /// Text for `--stats` about translated code; empty where there is none.
+    fn describe_translator(&self) -> String {
+        String::new()
+    }
 }
 
 /// Makes the engines of a machine.

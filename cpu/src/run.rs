@@ -10,6 +10,7 @@ use crate::blocks::{self, Block, BlockCache, BlockKey, Link};
 use crate::decode;
 use crate::engine::Stop;
 use crate::fault::{Exit, Fault, vector};
+use crate::fpu;
 use crate::helpers::misc;
 use crate::insn::Insn;
 use crate::mmu::Access;
@@ -99,7 +100,7 @@ impl Vcpu {
 
     /// The successor that `previous` remembers for a linear address, if it is still right.
     #[inline(always)]
-    fn linked(&self, previous: u32, address: u64) -> u32 {
+    pub(crate) fn linked(&self, previous: u32, address: u64) -> u32 {
         if let Some(block) = self.blocks.blocks.get(previous as usize) {
             for link in &block.links {
                 if link.address == address && link.epoch == self.mapping_epoch && self.fresh(link.block) {
@@ -120,7 +121,7 @@ impl Vcpu {
         })
     }
 
-    fn link(&mut self, previous: u32, address: u64, next: u32) {
+    pub(crate) fn link(&mut self, previous: u32, address: u64, next: u32) {
         let link = Link { address, epoch: self.mapping_epoch, block: next };
         self.blocks.set_jump(link, self.key);
         if let Some(block) = self.blocks.blocks.get_mut(previous as usize) {
@@ -532,6 +533,9 @@ impl Vcpu {
             let end = decoder.position();
             if x.is_invalid() && x.len() == 15 && misc::whole(&bytes[end - 15..end], bitness) {
                 insn.run = misc::undefined;
+            }
+            if let Some(opcode) = fpu::opcode(&bytes[end - x.len()..end]) {
+                insn.imm = u64::from(opcode);
             }
             insns.push(insn);
             if x.is_invalid() || decode::ends_block(&x) {

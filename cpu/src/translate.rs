@@ -18,7 +18,7 @@ use crate::memory::canonical;
 use crate::mmu::Access;
 use crate::ops::Ops;
 use crate::shared::attention as att;
-use crate::state::{RFlags, gpr};
+use crate::state::{Activity, RFlags, gpr};
 use crate::tlb::hits;
 
 /// What [`PendingFlags::kind`] means: the variant of [`Flags`] that was declared last.
@@ -276,6 +276,29 @@ impl Vcpu {
         !self.stop_block
     }
 
+    /// The block at RIP. None: the fetch faults; the interpreter's loop will see that too.
+    pub fn next_block(&mut self) -> Option<u32> {
+        let rip = self.state.gpr[gpr::RIP];
+        let address = self.code_address(rip);
+        match self.linked(NONE, address) {
+            NONE => {
+                let next = self.find_block(rip).ok()?;
+                self.link(NONE, address, next);
+                Some(next)
+            }
+            next => Some(next),
+        }
+    }
+    /// Whether the interpreter's loop has something to look at before the next instruction.
+    pub fn wants_boundary(&self) -> bool {
+        self.stop_block
+            || self.shared.pending() & self.translated.attention_mask != 0
+            || self.state.activity != Activity::Running
+    }
+    /// How often all blocks were dropped: an index means something until that happens again.
+    pub fn blocks_cleared(&self) -> u32 {
+        self.blocks.clears
+    }
     /// A decoded block.
     pub fn block(&self, index: u32) -> Option<&Block> {
         self.blocks.blocks.get(index as usize)

@@ -49,6 +49,9 @@ pub struct Slot {
     /// The linear address that `code` stands for. A jump to another page compares RIP with it, because the
     /// region may run at several linear addresses.
     pub address: AtomicU64,
+    /// The region it belongs to, and its number there: for the engine only.
+    pub owner: u32,
+    pub number: u32,
 }
 
 impl Slot {
@@ -56,8 +59,8 @@ impl Slot {
     pub const ADDRESS: usize = 8;
     pub const SIZE: usize = size_of::<Slot>();
 
-    pub fn new(stub: u64) -> Self {
-        Slot { code: AtomicU64::new(stub), address: AtomicU64::new(!0) }
+    pub fn new(stub: u64, owner: u32, number: u32) -> Self {
+        Slot { code: AtomicU64::new(stub), address: AtomicU64::new(!0), owner, number }
     }
     pub fn link(&self, address: u64, code: u64) {
         self.address.store(address, Ordering::Relaxed);

@@ -6,10 +6,17 @@
 //! agree on stands in `abi.rs`.
 
 pub mod abi;
+mod background;
 mod buffer;
 pub mod cranelift;
 #[cfg(target_arch = "x86_64")]
 pub mod emitter;
+mod engine;
+mod links;
 pub mod region;
 pub mod runtime;
+mod stats;
 mod stubs;
+mod translations;
+
+pub use engine::{Jit, JitOptions, Tier};

@@ -52,7 +52,7 @@ fn arithmetic(v: &mut Vcpu, i: &Insn, op: Binary, reverse: bool, pops: u8) -> Re
     // Memory forms have no register operand: r0 is 0.
     let to = if i.memory() { 0 } else { i.r0 };
     if x.empty(to) || !i.memory() && x.empty(i.r1) {
-        if x.underflow() {
+        if x.underflow(i) {
             x.set_st(to, INDEFINITE);
             x.pop_times(pops);
         }
@@ -61,7 +61,7 @@ fn arithmetic(v: &mut Vcpu, i: &Insn, op: Binary, reverse: bool, pops: u8) -> Re
     let (a, b) = if reverse { (source, x.st(to)) } else { (x.st(to), source) };
     let (value, flags) = (engine().binary)(op, a, b, x.control);
     let flags = if denormal { with_denormal(a, b, flags, x.control) } else { flags };
-    if x.report(flags, C1) {
+    if x.report(i, flags, C1) {
         x.set_st(to, value);
         x.pop_times(pops);
     }
@@ -87,7 +87,7 @@ fn binary(v: &mut Vcpu, i: &Insn, op: Binary, conditions: u16) -> Result<(), Exi
     v.x87_note(i);
     let x = &mut v.state.x87;
     if x.empty(0) || x.empty(1) {
-        if x.underflow() {
+        if x.underflow(i) {
             x.set_st(0, INDEFINITE);
             x.status &= !(conditions & C2);
         }
@@ -97,7 +97,7 @@ fn binary(v: &mut Vcpu, i: &Insn, op: Binary, conditions: u16) -> Result<(), Exi
     // A NaN is no remainder: no quotient, and nothing left to do.
     let (flags, conditions) =
         if value.is_nan() { (flags & !CONDITIONS, conditions & (C1 | C2)) } else { (flags, conditions) };
-    if x.report(flags, conditions) {
+    if x.report(i, flags, conditions) {
         x.set_st(0, value);
     }
     Ok(())
@@ -109,7 +109,7 @@ pub fn unary(v: &mut Vcpu, i: &Insn, op: Unary, conditions: u16) -> Result<(), E
     v.x87_note(i);
     let x = &mut v.state.x87;
     if x.empty(0) {
-        if x.underflow() {
+        if x.underflow(i) {
             x.set_st(0, INDEFINITE);
             x.status &= !(conditions & C2);
         }
@@ -117,7 +117,7 @@ pub fn unary(v: &mut Vcpu, i: &Insn, op: Unary, conditions: u16) -> Result<(), E
     }
     let control = if op == Unary::Sqrt { x.control } else { x.control | PC };
     let (value, flags) = (engine().unary)(op, x.st(0), control);
-    if x.report(flags, conditions) {
+    if x.report(i, flags, conditions) {
         x.set_st(0, value);
     }
     Ok(())
@@ -129,7 +129,7 @@ pub fn double(v: &mut Vcpu, i: &Insn, op: Double, conditions: u16) -> Result<(),
     v.x87_note(i);
     let x = &mut v.state.x87;
     if x.empty(0) || !x.empty(7) {
-        if if x.empty(0) { x.underflow() } else { x.overflow() } {
+        if if x.empty(0) { x.underflow(i) } else { x.overflow(i) } {
             x.set_st(0, INDEFINITE);
             x.push(INDEFINITE);
             x.status &= !(conditions & C2);
@@ -137,7 +137,7 @@ pub fn double(v: &mut Vcpu, i: &Insn, op: Double, conditions: u16) -> Result<(),
         return Ok(());
     }
     let (first, second, flags) = (engine().double)(op, x.st(0), x.control | PC);
-    if x.report(flags, conditions) && flags & conditions & C2 == 0 {
+    if x.report(i, flags, conditions) && flags & conditions & C2 == 0 {
         x.set_st(0, first);
         x.push(second);
     }
@@ -150,12 +150,12 @@ fn sign(v: &mut Vcpu, i: &Insn, f: fn(bool) -> bool) -> Result<(), Exit> {
     v.x87_note(i);
     let x = &mut v.state.x87;
     if x.empty(0) {
-        if x.underflow() {
+        if x.underflow(i) {
             x.set_st(0, INDEFINITE);
         }
         return Ok(());
     }
-    x.report(0, C1);
+    x.report(i, 0, C1);
     let a = x.st(0);
     x.set_st(0, a.with_sign(f(a.negative())));
     Ok(())

@@ -23,8 +23,8 @@ pub fn fbld(v: &mut Vcpu, i: &Insn) -> Result<(), Exit> {
     let digits = bytes[..9].iter().rev();
     let value = digits.fold(0, |n: u64, b| n * 100 + u64::from(b >> 4) * 10 + u64::from(b & 15));
     let x = &mut v.state.x87;
-    if x.room() {
-        x.report(0, C1);
+    if x.room(i) {
+        x.report(i, 0, C1);
         x.push(convert::unsigned(value).with_sign(bytes[9] & 0x80 != 0));
     }
     Ok(())
@@ -60,7 +60,7 @@ pub fn fbstp(v: &mut Vcpu, i: &Insn) -> Result<(), Exit> {
     }
     v.x87_note(i);
     let x = &mut v.state.x87;
-    if x.report(flags & (IE | PE | C1 | super::unit::status::SF), C1) {
+    if x.report(i, flags & (IE | PE | C1 | super::unit::status::SF), C1) {
         x.pop();
     }
     Ok(())

@@ -45,7 +45,7 @@ fn compare(v: &mut Vcpu, i: &Insn, quiet: bool, pops: u8) -> Result<(), Exit> {
     v.x87_note(i);
     let x = &v.state.x87;
     let empty = x.empty(0) || !i.memory() && x.empty(i.r1);
-    finish(v, empty, b, denormal, quiet, pops);
+    finish(v, i, empty, b, denormal, quiet, pops);
     Ok(())
 }
 
@@ -54,11 +54,11 @@ fn ftst(v: &mut Vcpu, i: &Insn) -> Result<(), Exit> {
     v.x87_enter()?;
     v.x87_note(i);
     let empty = v.state.x87.empty(0);
-    finish(v, empty, F80::default(), false, false, 0);
+    finish(v, i, empty, F80::default(), false, false, 0);
     Ok(())
 }
 
-fn finish(v: &mut Vcpu, empty: bool, b: F80, denormal: bool, quiet: bool, pops: u8) {
+fn finish(v: &mut Vcpu, i: &Insn, empty: bool, b: F80, denormal: bool, quiet: bool, pops: u8) {
     let x = &mut v.state.x87;
     let flags = if empty {
         IE | SF | UNORDERED
@@ -66,7 +66,7 @@ fn finish(v: &mut Vcpu, empty: bool, b: F80, denormal: bool, quiet: bool, pops: 
         let flags = (engine().compare)(x.st(0), b, quiet);
         flags | if denormal && flags & UNORDERED != UNORDERED { DE } else { 0 }
     };
-    if x.report(flags & !C1, CONDITIONS) {
+    if x.report(i, flags & !C1, CONDITIONS) {
         x.pop_times(pops);
     }
 }
@@ -81,7 +81,7 @@ fn compare_to_flags(v: &mut Vcpu, i: &Insn, quiet: bool, pops: u8) -> Result<(),
     } else {
         (engine().compare)(x.st(0), x.st(i.r1), quiet)
     };
-    if x.report(flags & !CONDITIONS, C1) {
+    if x.report(i, flags & !CONDITIONS, C1) {
         x.pop_times(pops);
         let mut result = RFlags::empty();
         result.set(RFlags::ZF, flags & C3 != 0);
@@ -113,7 +113,7 @@ fn fxam(v: &mut Vcpu, i: &Insn) -> Result<(), Exit> {
     } else {
         C2
     };
-    x.report(class | if a.negative() { C1 } else { 0 }, CONDITIONS);
+    x.report(i, class | if a.negative() { C1 } else { 0 }, CONDITIONS);
     Ok(())
 }
 
@@ -124,11 +124,11 @@ pub fn fcmov(v: &mut Vcpu, i: &Insn, mask: RFlags, wanted: bool) -> Result<(), E
     let holds = v.rflags().intersects(mask) == wanted;
     let x = &mut v.state.x87;
     if x.empty(0) || x.empty(i.r1) {
-        if x.underflow() {
+        if x.underflow(i) {
             x.set_st(0, INDEFINITE);
         }
     } else if holds {
-        x.report(0, C1);
+        x.report(i, 0, C1);
         x.set_st(0, x.st(i.r1));
     }
     Ok(())

@@ -112,7 +112,7 @@ fn rotate(v: &mut Vcpu, i: &Insn, by: u8) -> Result<(), Exit> {
     v.x87_enter()?;
     v.x87_note(i);
     let x = &mut v.state.x87;
-    x.report(0, C1);
+    x.report(i, 0, C1);
     x.set_top(x.top() + by);
     Ok(())
 }

@@ -66,8 +66,8 @@ fn constant(v: &mut Vcpu, i: &Insn, value: F80, down: bool, up: bool) -> Result<
         2 if up => 1,
         _ => 0,
     };
-    if x.room() {
-        x.report(0, C1);
+    if x.room(i) {
+        x.report(i, 0, C1);
         x.push(F80 { significand: value.significand.wrapping_add_signed(adjust), ..value });
     }
     Ok(())
@@ -81,8 +81,8 @@ fn fld(v: &mut Vcpu, i: &Insn) -> Result<(), Exit> {
     v.x87_note(i);
     let (value, flags) = convert::load(format, bits);
     let x = &mut v.state.x87;
-    if x.room() {
-        x.report(flags, C1);
+    if x.room(i) {
+        x.report(i, flags, C1);
         // An unmasked #D comes with the push, an unmasked #IA without.
         if flags & !x.control & IE == 0 {
             x.push(value);
@@ -99,8 +99,8 @@ fn fld_extended(v: &mut Vcpu, i: &Insn) -> Result<(), Exit> {
     v.load_bytes(i.seg, address, &mut bytes[..10])?;
     v.x87_note(i);
     let x = &mut v.state.x87;
-    if x.room() {
-        x.report(0, C1);
+    if x.room(i) {
+        x.report(i, 0, C1);
         let bits = u128::from_le_bytes(bytes);
         x.push(F80 { significand: bits as u64, sign_exponent: (bits >> 64) as u16 });
     }
@@ -115,11 +115,11 @@ fn fld_register(v: &mut Vcpu, i: &Insn) -> Result<(), Exit> {
     let value = x.st(i.r0);
     // An empty source goes before a full stack.
     if x.empty(i.r0) {
-        if x.underflow() {
+        if x.underflow(i) {
             x.push(INDEFINITE);
         }
-    } else if x.room() {
-        x.report(0, C1);
+    } else if x.room(i) {
+        x.report(i, 0, C1);
         x.push(value);
     }
     Ok(())
@@ -131,7 +131,7 @@ fn fst_register(v: &mut Vcpu, i: &Insn, pops: u8) -> Result<(), Exit> {
     v.x87_note(i);
     let x = &mut v.state.x87;
     let value = if x.empty(0) { INDEFINITE } else { x.st(0) };
-    let go = if x.empty(0) { x.underflow() } else { x.report(0, C1) };
+    let go = if x.empty(0) { x.underflow(i) } else { x.report(i, 0, C1) };
     if go {
         x.set_st(i.r0, value);
         x.pop_times(pops);
@@ -144,7 +144,7 @@ fn fstpnce(v: &mut Vcpu, i: &Insn) -> Result<(), Exit> {
     v.x87_enter()?;
     v.x87_note(i);
     let x = &mut v.state.x87;
-    x.report(0, C1);
+    x.report(i, 0, C1);
     // An empty register is popped and not copied.
     if !x.empty(0) {
         let value = x.st(0);
@@ -176,7 +176,7 @@ fn fst(v: &mut Vcpu, i: &Insn, pops: u8, chop: bool) -> Result<(), Exit> {
     }
     v.x87_note(i);
     let x = &mut v.state.x87;
-    x.report(if chop { flags & !C1 } else { flags }, C1);
+    x.report(i, if chop { flags & !C1 } else { flags }, C1);
     if stored {
         x.pop_times(pops);
     }
@@ -197,7 +197,7 @@ fn fstp_extended(v: &mut Vcpu, i: &Insn) -> Result<(), Exit> {
     }
     v.x87_note(i);
     let x = &mut v.state.x87;
-    if x.report(flags, C1) {
+    if x.report(i, flags, C1) {
         x.pop();
     }
     Ok(())
@@ -209,7 +209,7 @@ fn fxch(v: &mut Vcpu, i: &Insn) -> Result<(), Exit> {
     v.x87_note(i);
     let x = &mut v.state.x87;
     let n = i.r1;
-    let go = if x.empty(0) || x.empty(n) { x.underflow() } else { x.report(0, C1) };
+    let go = if x.empty(0) || x.empty(n) { x.underflow(i) } else { x.report(i, 0, C1) };
     if go {
         let a = if x.empty(0) { INDEFINITE } else { x.st(0) };
         let b = if x.empty(n) { INDEFINITE } else { x.st(n) };

@@ -4,8 +4,8 @@
 //! remains is arithmetic on 80-bit values, which comes in two forms behind [`Arithmetic`]: the host's own x87
 //! (`host`, bit for bit what silicon does) and our own integer code (`soft`).
 //!
-//! Choice: the last opcode (FOP) stays 0. Processors since the Pentium 4 record it only for unmasked exceptions,
-//! and [`Insn`] does not keep the bytes that it consists of.
+//! Choice: the last opcode (FOP) is that of the last instruction with an unmasked exception, as processors since the
+//! Pentium 4 have it unless IA32_MISC_ENABLE asks for fopcode compatibility.
 
 mod arithmetic;
 mod bcd;
@@ -149,8 +149,18 @@ fn engine() -> &'static Arithmetic {
     if USE_SOFT.load(Relaxed) { &SOFT } else { &HOST }
 }
 
+/// FOP of an instruction of this unit: the low three bits of the escape opcode, and ModRM.
+pub fn opcode(bytes: &[u8]) -> Option<u16> {
+    let is_prefix = |byte: &&u8| matches!(**byte, 0x26 | 0x2E | 0x36 | 0x3E | 0x40..=0x4F | 0x64..=0x67 | 0xF0 | 0xF2 | 0xF3);
+    let at = bytes.iter().take_while(is_prefix).count();
+    match bytes[at..] {
+        [escape @ 0xD8..=0xDF, modrm, ..] => Some(u16::from(escape & 7) << 8 | u16::from(modrm)),
+        _ => None,
+    }
+}
+
 /// The handler of an instruction of this unit. Fields of `i` that x87 instructions do not use get: `imm2` the
-/// format in memory, `r2` the segment register of the operand.
+/// format in memory, `r2` the segment register of the operand; and `imm` gets FOP where the bytes are at hand.
 pub fn handler(x: &Instruction, i: &mut Insn) -> Option<Handler> {
     let run = control::handler(x)
         .or_else(|| data_transfer::handler(x))

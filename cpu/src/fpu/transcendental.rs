@@ -31,14 +31,14 @@ fn popping(v: &mut Vcpu, i: &Insn, op: Binary) -> Result<(), Exit> {
     v.x87_note(i);
     let x = &mut v.state.x87;
     if x.empty(0) || x.empty(1) {
-        if x.underflow() {
+        if x.underflow(i) {
             x.set_st(1, INDEFINITE);
             x.pop();
         }
         return Ok(());
     }
     let (value, flags) = (engine().binary)(op, x.st(0), x.st(1), x.control | PC);
-    if x.report(flags, C1) {
+    if x.report(i, flags, C1) {
         x.set_st(1, value);
         x.pop();
     }

@@ -120,30 +120,33 @@ impl X87 {
             self.status |= ES | B;
         }
     }
-    /// Records exceptions and replaces the condition codes of `conditions`. True: no unmasked exception
+    /// Records exceptions of `i` and replaces the condition codes of `conditions`. True: no unmasked exception
     /// prevents the result.
-    pub fn report(&mut self, flags: u16, conditions: u16) -> bool {
+    pub fn report(&mut self, i: &Insn, flags: u16, conditions: u16) -> bool {
         let proceed = flags & !self.control & EARLY == 0;
         let conditions = if proceed { conditions } else { C1 };
         let flags = if proceed || flags & SF != 0 { flags } else { flags & !C1 };
         self.status = self.status & !conditions | flags & (conditions | EXCEPTIONS | SF);
         self.summarize();
+        if flags & !self.control & EXCEPTIONS != 0 {
+            self.opcode = i.imm as u16 & 0x7FF;
+        }
         proceed
     }
     /// An operand is missing. True: masked, go on with [`INDEFINITE`].
-    pub fn underflow(&mut self) -> bool {
-        self.report(IE | SF, C1)
+    pub fn underflow(&mut self, i: &Insn) -> bool {
+        self.report(i, IE | SF, C1)
     }
     /// No room for a push. True: masked.
-    pub fn overflow(&mut self) -> bool {
-        self.report(IE | SF | C1, C1)
+    pub fn overflow(&mut self, i: &Insn) -> bool {
+        self.report(i, IE | SF | C1, C1)
     }
     /// Whether a push has room; if not, does what a stack overflow asks for.
-    pub fn room(&mut self) -> bool {
+    pub fn room(&mut self, i: &Insn) -> bool {
         if self.empty(7) {
             return true;
         }
-        if self.overflow() {
+        if self.overflow(i) {
             self.push(INDEFINITE);
         }
         false

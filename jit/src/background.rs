@@ -1,0 +1,66 @@
+//! Cranelift on threads of its own, so that compiling never stalls the guest.
+
+use crate::abi::{Code, Job, Runtime, Slot, Untranslatable};
+use crate::cranelift::Cranelift;
+use crate::region::Region;
+use std::sync::Arc;
+use std::sync::mpsc::{Receiver, Sender, channel};
+use std::time::{Duration, Instant};
+
+/// A region to compile, with what its code will point to.
+pub struct Request {
+    pub region: Arc<Region>,
+    pub block: u32,
+    /// [`trimaran_cpu::Vcpu::blocks_cleared`] when `block` was looked up.
+    pub clears: u32,
+    pub id: u32,
+    pub slots: Arc<[Slot]>,
+    pub runtime: Runtime,
+}
+
+pub struct Finished {
+    pub request: Request,
+    pub code: Result<Code, Untranslatable>,
+    pub time: Duration,
+}
+
+/// One vCPU's compiler thread. It ends when this is dropped.
+pub struct Background {
+    requests: Sender<Request>,
+    finished: Receiver<Finished>,
+}
+
+impl Background {
+    pub fn new() -> Self {
+        let (requests, work) = channel::<Request>();
+        let (done, finished) = channel();
+        let thread = std::thread::Builder::new().name("translator".into());
+        let spawned = thread.spawn(move || {
+            let mut cranelift = Cranelift::new();
+            while let Ok(request) = work.recv() {
+                let started = Instant::now();
+                let slots = request.slots.as_ptr() as usize;
+                let job = Job { region: &request.region, slots, runtime: &request.runtime, counter: None };
+                let code = cranelift.compile(&job);
+                let time = started.elapsed();
+                if done.send(Finished { request, code, time }).is_err() {
+                    break;
+                }
+            }
+        });
+        if let Err(error) = spawned {
+            tracing::warn!("no thread for Cranelift ({error}): hot code stays as the first tier left it");
+        }
+        Background { requests, finished }
+    }
+
+    /// Asks for a region; forgotten if the thread is gone.
+    pub fn ask(&mut self, request: Request) {
+        let _ = self.requests.send(request);
+    }
+
+    /// What has been compiled meanwhile.
+    pub fn finished(&mut self) -> Option<Finished> {
+        self.finished.try_recv().ok()
+    }
+}

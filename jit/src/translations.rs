@@ -1,0 +1,519 @@
+//! All translations of one vCPU: made when blocks turn warm, entered, linked, dropped.
+//!
+//! They belong to the vCPU's own thread, and are only touched while none of their code runs: so nothing here needs a
+//! lock, and code can be dropped at once. What other threads do (writing to code, changing the memory map) arrives by the
+//! attention word.
+#![allow(unsafe_code)]
+
+use crate::abi::{self, Code, Job, Runtime, Slot, Untranslatable};
+use crate::background::{Background, Request};
+use crate::buffer::CodeBuffer;
+use crate::cranelift::Cranelift;
+use crate::engine::{JitOptions, Tier};
+use crate::links::{Links, SlotName, leads_to};
+use crate::region::{Limits, Region};
+use crate::stats::Stats;
+use crate::stubs;
+use rustc_hash::FxHashMap;
+use std::any::Any;
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Instant;
+use trimaran_cpu::Vcpu;
+use trimaran_cpu::blocks::NONE;
+use trimaran_cpu::insn::Insn;
+use trimaran_cpu::state::gpr;
+use trimaran_cpu::translate::{MappingChange, Translator};
+
+/// A block that no back end can translate, in [`trimaran_cpu::blocks::Block::translation`].
+const REFUSED: u32 = NONE - 1;
+
+/// A trace for the emitter.
+const TRACE: Limits = Limits { blocks: 24, insns: 120, trace: true };
+/// A region for Cranelift.
+const LOOPS: Limits = Limits { blocks: 32, insns: 150, trace: false };
+
+/// A translated region.
+struct Live {
+    region: Arc<Region>,
+    /// The interpreter's block it begins with.
+    block: u32,
+    /// Offset of its code in the buffer, and the address that is entered.
+    at: usize,
+    entry: usize,
+    slots: Arc<[Slot]>,
+    /// Slots that were linked to it at some time.
+    incoming: Vec<SlotName>,
+    /// Where it was put into its key's jump table.
+    jumps: Vec<u16>,
+    counter: Box<u32>,
+    /// Whether its code counts.
+    counted: bool,
+    _keep: Box<dyn Any + Send>,
+}
+
+/// A page with translations.
+struct Page {
+    generation: u32,
+    regions: Vec<u32>,
+}
+
+/// Everything that exists only if the host gave memory for code.
+struct Memory {
+    /// Holds the stubs, which are never dropped.
+    _stubs: CodeBuffer,
+    runtime: Runtime,
+    code: CodeBuffer,
+}
+
+/// See the head of this file.
+pub struct Translations {
+    options: JitOptions,
+    memory: Option<Memory>,
+    cranelift: Cranelift,
+    background: Option<Background>,
+    live: Vec<Option<Live>>,
+    free: Vec<u32>,
+    pages: FxHashMap<u32, Page>,
+    /// Regions by offset of their code.
+    by_offset: BTreeMap<usize, u32>,
+    links: Links,
+    /// The slot through which code has just left.
+    left_by: Option<SlotName>,
+    stats: Stats,
+}
+
+impl Translations {
+    pub fn new(options: JitOptions) -> Self {
+        let memory = match Self::memory(options) {
+            Ok(memory) => Some(memory),
+            Err(error) => {
+                tracing::warn!("no memory for translated code ({error}): everything is interpreted");
+                None
+            }
+        };
+        let background = matches!(options.tier, Tier::All | Tier::Cranelift) && !options.foreground;
+        Translations {
+            options,
+            memory: memory.filter(|_| options.tier != Tier::Interp),
+            cranelift: Cranelift::new(),
+            background: background.then(Background::new),
+            live: Vec::new(),
+            free: Vec::new(),
+            pages: FxHashMap::default(),
+            by_offset: BTreeMap::new(),
+            links: Links::new(),
+            left_by: None,
+            stats: Stats::default(),
+        }
+    }
+
+    fn memory(options: JitOptions) -> std::io::Result<Memory> {
+        let mut stubs = CodeBuffer::new(1 << 16)?;
+        let code = CodeBuffer::new(options.code_cache)?;
+        let runtime =
+            stubs::install(&mut stubs).ok_or_else(|| std::io::Error::other("the stubs do not fit"))?;
+        Ok(Memory { _stubs: stubs, runtime, code })
+    }
+
+    pub fn report(&self, v: &Vcpu) -> String {
+        let live = self.live.iter().flatten().count();
+        self.stats.report(self.options.tier, live, &v.translated, v.state.retired)
+    }
+
+    /// The translation of a block, made if it is time.
+    fn translation(&mut self, v: &mut Vcpu, index: u32) -> Option<u32> {
+        let block = v.block_mut(index)?;
+        let known = block.translation;
+        if known == REFUSED {
+            return None;
+        }
+        if let Some(Some(live)) = self.live.get(known as usize) {
+            let region = &live.region;
+            let (page, generation) = (block.page, block.generation);
+            let same = region.page == page && region.generation == generation;
+            if same && (region.page2 == NONE || region.generation2 == block.generation2) {
+                return Some(known);
+            }
+            self.drop_region(v, known);
+        }
+        let block = v.block_mut(index)?;
+        block.heat = block.heat.saturating_add(1);
+        if block.heat < self.options.warm {
+            self.stats.cold += 1;
+            return None;
+        }
+        let made = self.stats.emitter.regions + self.stats.cranelift.regions;
+        if self.options.first_regions.is_some_and(|most| made >= most) {
+            return None;
+        }
+        self.translate(v, index)
+    }
+
+    /// Makes the first translation of a block.
+    fn translate(&mut self, v: &mut Vcpu, index: u32) -> Option<u32> {
+        let emit = cfg!(target_arch = "x86_64") && matches!(self.options.tier, Tier::Emit | Tier::All);
+        let limits = if emit { TRACE } else { LOOPS };
+        let rip = v.state.gpr[gpr::RIP];
+        let clears = v.blocks_cleared();
+        let formed = Region::form(v, index, rip, limits);
+        if v.blocks_cleared() != clears {
+            return None;
+        }
+        let Some(region) = formed else {
+            v.block_mut(index)?.translation = REFUSED;
+            return None;
+        };
+        let region = Arc::new(region);
+        if !emit && self.background.is_some() {
+            // Not asked for twice while it is being made.
+            v.block_mut(index)?.heat = 0;
+            self.ask_background(v, region, index);
+            return None;
+        }
+        let id = self.new_id();
+        let slots = self.new_slots(&region, id);
+        let mut counter = Box::new(self.options.hot.max(1));
+        let count = (emit && self.options.tier == Tier::All).then_some(&raw mut *counter as usize);
+        let started = Instant::now();
+        let runtime = self.memory.as_ref()?.runtime;
+        let job = Job { region: &region, slots: slots.as_ptr() as usize, runtime: &runtime, counter: count };
+        let code = self.compile(emit, &job);
+        let time = started.elapsed();
+        let made = if emit { &mut self.stats.emitter } else { &mut self.stats.cranelift };
+        match code {
+            Ok(code) => {
+                made.add(region.insns(), code.bytes.len(), time);
+                self.install(v, id, index, region, slots, (counter, count.is_some()), code)
+            }
+            Err(why) => {
+                made.refused += 1;
+                tracing::debug!("{why}");
+                self.free.push(id);
+                v.block_mut(index)?.translation = REFUSED;
+                None
+            }
+        }
+    }
+
+    fn compile(&mut self, emit: bool, job: &Job) -> Result<Code, Untranslatable> {
+        #[cfg(target_arch = "x86_64")]
+        if emit {
+            return crate::emitter::compile(job);
+        }
+        let _ = emit;
+        self.cranelift.compile(job)
+    }
+
+    fn new_id(&mut self) -> u32 {
+        self.free.pop().unwrap_or_else(|| {
+            self.live.push(None);
+            self.live.len() as u32 - 1
+        })
+    }
+
+    fn new_slots(&self, region: &Region, owner: u32) -> Arc<[Slot]> {
+        let stub = self.memory.as_ref().map_or(0, |m| m.runtime.unlinked as u64);
+        (0..region.slots).map(|n| Slot::new(stub, owner, n as u32)).collect()
+    }
+
+    fn install(
+        &mut self,
+        v: &mut Vcpu,
+        id: u32,
+        block: u32,
+        region: Arc<Region>,
+        slots: Arc<[Slot]>,
+        (counter, counted): (Box<u32>, bool),
+        code: Code,
+    ) -> Option<u32> {
+        let Some(room) = self.memory.as_mut()?.code.reserve(code.bytes.len()) else {
+            v.block_mut(block)?.translation = REFUSED;
+            self.free.push(id);
+            return None;
+        };
+        let stale: Vec<u32> = self.by_offset.range(room).map(|(_, &id)| id).collect();
+        for old in stale {
+            self.stats.evicted += 1;
+            self.drop_region(v, old);
+        }
+        let memory = self.memory.as_mut()?;
+        let at = memory.code.put(&code.bytes);
+        let entry = memory.code.address(at);
+        let page = self.pages.entry(region.page).or_insert(Page { generation: region.generation, regions: vec![] });
+        page.generation = region.generation;
+        page.regions.push(id);
+        if region.page2 != NONE {
+            let page = self
+                .pages
+                .entry(region.page2)
+                .or_insert(Page { generation: region.generation2, regions: vec![] });
+            page.regions.push(id);
+        }
+        self.by_offset.insert(at, id);
+        v.block_mut(block)?.translation = id;
+        let (incoming, jumps) = (Vec::new(), Vec::new());
+        self.live[id as usize] =
+            Some(Live { region, block, at, entry, slots, incoming, jumps, counter, counted, _keep: code.keep });
+        Some(id)
+    }
+
+    fn drop_region(&mut self, v: &mut Vcpu, id: u32) {
+        let Some(old) = self.live.get_mut(id as usize).and_then(Option::take) else { return };
+        let stub = self.memory.as_ref().map_or(0, |m| m.runtime.unlinked as u64);
+        for name in old.incoming {
+            if let Some(slot) = self.slot(name)
+                && slot.code.load(Ordering::Relaxed) == old.entry as u64
+            {
+                slot.unlink(stub);
+                self.stats.cut += 1;
+            }
+        }
+        for at in old.jumps {
+            self.links.clear_jump(old.region.key, at, old.entry as u64);
+        }
+        for page in [old.region.page, old.region.page2] {
+            if let Some(page) = self.pages.get_mut(&page) {
+                page.regions.retain(|&r| r != id);
+            }
+        }
+        self.by_offset.remove(&old.at);
+        if let Some(block) = v.block_mut(old.block)
+            && block.translation == id
+        {
+            block.translation = NONE;
+        }
+        if self.left_by.is_some_and(|name| name.owner == id) {
+            self.left_by = None;
+        }
+        self.free.push(id);
+    }
+
+    fn slot(&self, name: SlotName) -> Option<&Slot> {
+        self.live.get(name.owner as usize)?.as_ref()?.slots.get(name.number as usize)
+    }
+
+    /// Links the slot that code left by to what is about to run.
+    fn link(&mut self, v: &Vcpu, id: u32) {
+        let Some(name) = self.left_by.take() else { return };
+        if self.options.no_links {
+            return;
+        }
+        let address = v.state.gpr[gpr::RIP];
+        let Some(Some(target)) = self.live.get_mut(id as usize) else { return };
+        let (entry, page, crosses) = (target.entry as u64, target.region.page, target.region.page2 != NONE);
+        target.incoming.push(name);
+        let Some(Some(from)) = self.live.get(name.owner as usize) else { return };
+        let far = crosses || from.region.page2 != NONE || from.region.page != page;
+        let Some(slot) = from.slots.get(name.number as usize) else { return };
+        slot.link(address, entry);
+        self.stats.links += 1;
+        if far {
+            self.stats.far_links += 1;
+            self.links.note_far(name, address, !crosses && v.code_is_global(address));
+        }
+    }
+
+    /// Drops what was made of pages that have been written since.
+    fn drop_stale(&mut self, v: &mut Vcpu) {
+        let stale = |(&page, p): (&u32, &Page)| v.ram.generation(page) != p.generation;
+        let pages: Vec<u32> = self.pages.iter().filter(|&p| stale(p)).map(|p| *p.0).collect();
+        for page in pages {
+            let Some(page) = self.pages.remove(&page) else { continue };
+            for id in page.regions {
+                self.stats.invalidated += 1;
+                self.drop_region(v, id);
+            }
+        }
+    }
+
+    fn mapping_changed(&mut self, change: &MappingChange) {
+        self.stats.mapping_changes += 1;
+        let stub = self.memory.as_ref().map_or(0, |m| m.runtime.unlinked as u64);
+        let (live, cut) = (&self.live, &mut self.stats.cut);
+        self.links.mapping_changed(change, |name, address| {
+            let slot = live.get(name.owner as usize).and_then(|l| l.as_ref()?.slots.get(name.number as usize));
+            if let Some(slot) = slot.filter(|s| leads_to(s, address)) {
+                slot.unlink(stub);
+                *cut += 1;
+            }
+        });
+    }
+
+    fn ask_background(&mut self, v: &Vcpu, region: Arc<Region>, block: u32) {
+        let id = self.new_id();
+        let slots = self.new_slots(&region, id);
+        let Some(runtime) = self.memory.as_ref().map(|m| m.runtime) else { return };
+        if let Some(background) = &mut self.background {
+            let clears = v.blocks_cleared();
+            background.ask(Request { region, block, clears, id, slots, runtime });
+        }
+    }
+
+    /// Puts in what the background has made meanwhile.
+    fn take_finished(&mut self, v: &mut Vcpu) {
+        while let Some(done) = self.background.as_mut().and_then(Background::finished) {
+            let Request { region, block, clears, id, slots, .. } = done.request;
+            let fresh = |b: &trimaran_cpu::blocks::Block| {
+                b.page == region.page && b.generation == region.generation && b.key == region.key
+            };
+            let wanted = v.blocks_cleared() == clears
+                && v.block(block).is_some_and(fresh)
+                && v.ram.generation(region.page) == region.generation;
+            match done.code {
+                Ok(code) if wanted => {
+                    self.stats.cranelift.add(region.insns(), code.bytes.len(), done.time);
+                    let old = v.block(block).map_or(NONE, |b| b.translation);
+                    self.drop_region(v, old);
+                    self.install(v, id, block, region, slots, (Box::new(0), false), code);
+                }
+                Ok(_) => self.free.push(id),
+                Err(why) => {
+                    self.stats.cranelift.refused += 1;
+                    tracing::debug!("{why}");
+                    self.free.push(id);
+                }
+            }
+        }
+    }
+
+    /// A translation was entered often: asks for a better one.
+    fn promote(&mut self, v: &mut Vcpu, id: u32) {
+        self.stats.hot += 1;
+        let Some(Some(live)) = self.live.get_mut(id as usize) else { return };
+        // SAFETY: no code runs; the counter is read afresh at the next entry.
+        unsafe { (&raw mut *live.counter).write_volatile(u32::MAX) };
+        let block = live.block;
+        let rip = v.state.gpr[gpr::RIP];
+        let clears = v.blocks_cleared();
+        let region = Region::form(v, block, rip, LOOPS);
+        if let Some(region) = region
+            && v.blocks_cleared() == clears
+        {
+            self.ask_background(v, Arc::new(region), block);
+        }
+    }
+
+    /// Enters a translation. True: something else may be looked up and entered at once.
+    fn enter(&mut self, v: &mut Vcpu, id: u32) -> bool {
+        let Some(Some(live)) = self.live.get(id as usize) else { return false };
+        let Some(memory) = &self.memory else { return false };
+        let (entry, counter, counted) = (live.entry, &raw const *live.counter, live.counted);
+        v.prepare_translated();
+        v.translated.jump_table = self.links.table(live.region.key).as_ptr() as usize;
+        v.translated.salt = self.links.salt();
+        let retired = v.state.retired;
+        let budget = v.budget;
+        self.stats.entries += 1;
+        // SAFETY: the trampoline and the region's code keep to `abi.rs`; both lie in memory that lives as long as `self`, and
+        // the vCPU is lent to them alone.
+        let word = unsafe {
+            let enter: extern "C" fn(*mut Vcpu, i64, usize) -> u64 =
+                std::mem::transmute::<usize, _>(memory.runtime.trampoline);
+            enter(v, budget, entry)
+        };
+        if word != abi::DONE {
+            v.sync_retired(v.budget);
+        }
+        self.stats.insns += v.state.retired.wrapping_sub(retired);
+        match word {
+            abi::LOOKUP => {
+                self.stats.lookups += 1;
+                // SAFETY: no code runs; only code writes the counter besides.
+                if counted && unsafe { counter.read_volatile() } == 0 {
+                    // It ran out at a back edge: RIP is where the region begins.
+                    self.promote(v, id);
+                }
+                true
+            }
+            abi::STOP => {
+                self.stats.stops += 1;
+                false
+            }
+            abi::INTERPRET => {
+                self.stats.interpreted += 1;
+                v.settle_flags();
+                // SAFETY: an instruction of a region that is alive.
+                let insn = unsafe { &*(v.translated.scratch[0] as *const Insn) };
+                v.run_handler(insn)
+            }
+            abi::DONE => {
+                self.stats.helpers += 1;
+                true
+            }
+            abi::HOT => {
+                self.promote(v, id);
+                true
+            }
+            slot => {
+                self.stats.unlinked += 1;
+                // SAFETY: the stub returns the address of a slot of a region that is alive.
+                self.left_by = Some(SlotName::of(unsafe { &*(slot as *const Slot) }));
+                true
+            }
+        }
+    }
+
+    /// Lets indirect branches of translated code find a translation at the current RIP.
+    fn remember_jump(&mut self, v: &Vcpu, id: u32) {
+        let Some(Some(live)) = self.live.get_mut(id as usize) else { return };
+        let at = self.links.set_jump(live.region.key, v.state.gpr[gpr::RIP], live.entry as u64);
+        if !live.jumps.contains(&at) {
+            live.jumps.push(at);
+        }
+    }
+}
+
+/// Whether RIP is so near to where canonical addresses end that a branch could miss its #GP.
+fn near_the_hole(v: &Vcpu) -> bool {
+    let rip = v.state.gpr[gpr::RIP];
+    v.key().code64() && (0x7FFF_7FFF_FFFF..0xFFFF_8000_8000_0000).contains(&rip)
+}
+
+impl Translator for Translations {
+    fn boundary(&mut self, v: &mut Vcpu) {
+        if v.mapping_change != MappingChange::None {
+            let change = std::mem::take(&mut v.mapping_change);
+            self.mapping_changed(&change);
+        }
+        if std::mem::take(&mut v.code_changed) {
+            self.drop_stale(v);
+        }
+        self.take_finished(v);
+    }
+
+    fn run(&mut self, v: &mut Vcpu, index: u32) -> bool {
+        if self.memory.is_none() || near_the_hole(v) {
+            return false;
+        }
+        let mut index = index;
+        let mut ran = false;
+        let mut indirect = false;
+        self.left_by = None;
+        loop {
+            let id = self.translation(v, index);
+            let first = |id: u32| self.live[id as usize].as_ref().map_or(0, |l| l.region.blocks[0].insns.len());
+            let Some(id) = id.filter(|&id| first(id) as i64 <= v.budget) else { break };
+            self.link(v, id);
+            if indirect {
+                self.remember_jump(v, id);
+            }
+            let before = self.stats.lookups;
+            let go_on = self.enter(v, id);
+            indirect = self.stats.lookups != before;
+            ran = true;
+            if !go_on || v.wants_boundary() || v.budget <= 0 || near_the_hole(v) {
+                break;
+            }
+            match v.next_block() {
+                Some(next) => index = next,
+                None => break,
+            }
+        }
+        if ran {
+            v.settle_flags();
+        }
+        ran
+    }
+}
