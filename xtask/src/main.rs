@@ -1,5 +1,6 @@
 //! `cargo x`: the one door to Trimaran's checks.
 
+mod bench;
 mod guests;
 
 use anyhow::{Context, Result, bail};
@@ -32,8 +33,19 @@ enum Task {
         /// Only tests whose name contains this
         filter: Option<String>,
     },
+    /// Measure
+    Bench {
+        #[command(subcommand)]
+        what: Bench,
+    },
     /// Fetch the guests that tests boot (Debian packages) into .cache/guests
     Guests,
+}
+
+#[derive(Subcommand)]
+enum Bench {
+    /// Real programs in a Debian guest: Trimaran, QEMU's TCG, and natively, in one table
+    Guests(bench::Options),
 }
 
 fn main() -> Result<()> {
@@ -43,6 +55,7 @@ fn main() -> Result<()> {
             cargo(&root, &["fmt", "--all", "--check"], &[])?;
             cargo(&root, &["clippy", "--workspace", "--all-targets", "--", "-D", "warnings"], &[])
         }
+        Task::Bench { what: Bench::Guests(options) } => bench::guests(&root, &options),
         Task::Guests => guests::fetch(&root).map(|missing| {
             for package in missing {
                 println!("skipped: Debian package {package} could not be fetched");
