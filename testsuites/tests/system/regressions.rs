@@ -92,3 +92,29 @@ fn ignored_segment_prefix() {
     });
     assert_eq!(b.run().fault(), (12, 0));
 }
+
+/// FOP is that of the last instruction with an unmasked exception (SDM Vol. 1, "Fopcode Compatibility Sub-mode").
+#[test]
+fn last_x87_opcode() {
+    let mut b = Bench::protected();
+    b.put(PAGE, 0x37B);
+    b.code(|a| {
+        a.fninit()?;
+        a.fld1()?;
+        a.fldz()?;
+        a.fdivp(st1, st0)?;
+        a.fnstenv(ptr(PAGE + 0x100))?;
+        a.fninit()?;
+        a.fldcw(word_ptr(PAGE))?;
+        a.fldz()?;
+        a.fld1()?;
+        a.fdiv_2(st0, st1)?;
+        a.fnclex()?;
+        a.fabs()?;
+        a.fnstenv(ptr(PAGE + 0x200))?;
+        a.hlt()
+    });
+    b.run().halted();
+    // The word after the instruction pointer: CS, then FOP.
+    assert_eq!((b.get(PAGE + 0x112, 2), b.get(PAGE + 0x212, 2)), (0, 0x0F1));
+}
