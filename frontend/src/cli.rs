@@ -30,8 +30,14 @@ Exit status:
 #[command(max_term_width = 100)]
 pub struct Options {
     /// What runs the guest's instructions
-    #[arg(long, value_enum, default_value = "interp", help_heading = "Machine")]
+    #[arg(long, value_enum, default_value = "auto", help_heading = "Machine")]
     pub engine: EngineName,
+    /// Which of the translator's back ends are used
+    #[arg(long, value_enum, value_name = "TIER", help_heading = "Machine")]
+    pub tier: Option<TierName>,
+    /// Most host memory for translated code, for each processor
+    #[arg(long, value_name = "SIZE", default_value = "256M", value_parser = parse_memory, help_heading = "Machine")]
+    pub code_cache: u64,
     /// Guest memory; K, M or G may follow the number (M if none does)
     #[arg(long, value_name = "SIZE", default_value = "512M", value_parser = parse_memory, help_heading = "Machine")]
     pub memory: u64,
@@ -120,7 +126,24 @@ pub struct Options {
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum EngineName {
+    /// The fastest that works here
+    Auto,
+    /// Translates guest code to host code
+    Jit,
+    /// Interprets every instruction
     Interp,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum TierName {
+    /// None: interprets
+    Interp,
+    /// The single-pass emitter (x86-64 hosts)
+    Emit,
+    /// Cranelift for all warm code
+    Cranelift,
+    /// The emitter, then Cranelift for hot code
+    All,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]

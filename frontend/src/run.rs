@@ -1,6 +1,6 @@
 //! From options to a running machine, and to the exit status.
 
-use crate::cli::{Display, Endpoint, EngineName, Options};
+use crate::cli::{Display, Endpoint, EngineName, Options, TierName};
 use crate::session::{Session, open_floppy};
 use crate::{Failure, monitor, screenshot, serial, stats, status, terminal, window};
 use anyhow::Context;
@@ -9,6 +9,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use trimaran_cpu::engine::{EngineFactory, Interpreter};
+use trimaran_jit::{Jit, Tier};
 use trimaran_machine::boot::{DirectBoot, Module};
 use trimaran_machine::firmware::{self, BootDevice};
 use trimaran_machine::media::RawImage;
@@ -36,9 +37,7 @@ pub fn run(options: &Options) -> Result<i32, Failure> {
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         config.epoch = i64::try_from(now.as_secs()).unwrap_or(config.epoch);
     }
-    let factory: Arc<dyn EngineFactory> = match options.engine {
-        EngineName::Interp => Arc::new(Interpreter),
-    };
+    let factory = engine(options);
     let cdroms = attach_drives(options, &mut config)?;
     let guest = choose_guest(options, &mut config, factory.name())?;
     let inputs = open_ports(options, display, &mut config)?;
@@ -61,6 +60,23 @@ pub fn run(options: &Options) -> Result<i32, Failure> {
         Display::None => wait(&session, deadline),
     }
     finish(options, session, deadline)
+}
+
+/// The engine that the options name.
+fn engine(options: &Options) -> Arc<dyn EngineFactory> {
+    if options.engine != EngineName::Jit {
+        return Arc::new(Interpreter);
+    }
+    let mut jit = Jit::default();
+    jit.options.code_cache = usize::try_from(options.code_cache).unwrap_or(usize::MAX);
+    jit.options.tier = match options.tier {
+        None => jit.options.tier,
+        Some(TierName::Interp) => Tier::Interp,
+        Some(TierName::Emit) => Tier::Emit,
+        Some(TierName::Cranelift) => Tier::Cranelift,
+        Some(TierName::All) => Tier::All,
+    };
+    Arc::new(jit)
 }
 
 /// Waits for the end without showing anything.

@@ -42,5 +42,5 @@ pub fn describe(stats: &Stats) -> String {
     ] {
         text += &format!("{name:<19} {count}\n");
     }
-    text
+    text + &stats.translator.concat()
 }

@@ -54,7 +54,8 @@ impl Stats {
         let mut out = String::new();
         let share = |n: u64| n as f64 * 100.0 / retired.max(1) as f64;
         let _ = writeln!(out, "translator, tier {tier}: {live} regions live");
-        let _ = writeln!(out, "  {} instructions in translated code ({:.2} %)", self.insns, share(self.insns));
+        let _ =
+            writeln!(out, "  {} instructions in translated code ({:.2} %)", self.insns, share(self.insns));
         for (name, made) in [("emitter", &self.emitter), ("cranelift", &self.cranelift)] {
             if made.regions + made.refused > 0 {
                 let each = made.time.as_secs_f64() * 1e6 / made.insns.max(1) as f64;
@@ -72,7 +73,14 @@ impl Stats {
         let _ = writeln!(
             out,
             "  entries {}: looked up {}, unlinked {}, stopped {}, interpreted {}, helper left {}, hot {}; cold blocks {}",
-            self.entries, self.lookups, self.unlinked, self.stops, self.interpreted, self.helpers, self.hot, self.cold
+            self.entries,
+            self.lookups,
+            self.unlinked,
+            self.stops,
+            self.interpreted,
+            self.helpers,
+            self.hot,
+            self.cold
         );
         let _ = writeln!(
             out,

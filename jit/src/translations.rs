@@ -241,7 +241,8 @@ impl Translations {
         let memory = self.memory.as_mut()?;
         let at = memory.code.put(&code.bytes);
         let entry = memory.code.address(at);
-        let page = self.pages.entry(region.page).or_insert(Page { generation: region.generation, regions: vec![] });
+        let page =
+            self.pages.entry(region.page).or_insert(Page { generation: region.generation, regions: vec![] });
         page.generation = region.generation;
         page.regions.push(id);
         if region.page2 != NONE {
@@ -254,8 +255,18 @@ impl Translations {
         self.by_offset.insert(at, id);
         v.block_mut(block)?.translation = id;
         let (incoming, jumps) = (Vec::new(), Vec::new());
-        self.live[id as usize] =
-            Some(Live { region, block, at, entry, slots, incoming, jumps, counter, counted, _keep: code.keep });
+        self.live[id as usize] = Some(Live {
+            region,
+            block,
+            at,
+            entry,
+            slots,
+            incoming,
+            jumps,
+            counter,
+            counted,
+            _keep: code.keep,
+        });
         Some(id)
     }
 
@@ -333,7 +344,8 @@ impl Translations {
         let stub = self.memory.as_ref().map_or(0, |m| m.runtime.unlinked as u64);
         let (live, cut) = (&self.live, &mut self.stats.cut);
         self.links.mapping_changed(change, |name, address| {
-            let slot = live.get(name.owner as usize).and_then(|l| l.as_ref()?.slots.get(name.number as usize));
+            let slot =
+                live.get(name.owner as usize).and_then(|l| l.as_ref()?.slots.get(name.number as usize));
             if let Some(slot) = slot.filter(|s| leads_to(s, address)) {
                 slot.unlink(stub);
                 *cut += 1;
@@ -493,7 +505,8 @@ impl Translator for Translations {
         self.left_by = None;
         loop {
             let id = self.translation(v, index);
-            let first = |id: u32| self.live[id as usize].as_ref().map_or(0, |l| l.region.blocks[0].insns.len());
+            let first =
+                |id: u32| self.live[id as usize].as_ref().map_or(0, |l| l.region.blocks[0].insns.len());
             let Some(id) = id.filter(|&id| first(id) as i64 <= v.budget) else { break };
             self.link(v, id);
             if indirect {

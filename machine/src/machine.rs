@@ -38,6 +38,8 @@ pub struct Stats {
     pub nanoseconds: u64,
     /// One a vCPU.
     pub counters: Vec<Counters>,
+    /// Text about translated code, one a vCPU; empty on engines without.
+    pub translator: Vec<String>,
 }
 
 /// See the head of this file. Dropping it ends all its threads.
@@ -319,6 +321,7 @@ impl Machine {
             seconds: self.begun.elapsed().as_secs_f64(),
             nanoseconds: self.now(),
             counters: engines.iter().map(|engine| engine.counters()).collect(),
+            translator: engines.iter().map(|engine| engine.describe_translator()).collect(),
         })
     }
 

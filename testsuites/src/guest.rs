@@ -4,7 +4,6 @@ use std::io::Write;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
-use trimaran_cpu::engine::{EngineFactory, Interpreter};
 use trimaran_machine::{Console, Machine, MachineConfig, Outcome};
 
 /// Where `cargo x guests` unpacked Debian's packages, or None. `TRIMARAN_GUESTS` names another folder.
@@ -51,11 +50,11 @@ pub struct Guest {
 }
 
 impl Guest {
-    /// Starts a machine on the interpreter, COM1 collected.
+    /// Starts a machine, COM1 collected.
     pub fn start(mut config: MachineConfig) -> Result<Self, String> {
         let serial = Collector::default();
         config.sinks.push((Console::Serial(0), Box::new(serial.clone())));
-        let factory: Arc<dyn EngineFactory> = Arc::new(Interpreter);
+        let factory = crate::engine::from_environment()?;
         let mut machine = Machine::new(config, &factory).map_err(|e| e.to_string())?;
         machine.start();
         Ok(Guest { machine, serial, seen: 0 })
