@@ -2,25 +2,16 @@
 
 /// Files of the guest's /data.
 pub fn files() -> Vec<(&'static str, Vec<u8>)> {
-    vec![("text", text(4 << 20)), ("pingpong.py", PINGPONG.into()), ("program.c", c_program(60))]
+    vec![
+        ("text", text(4 << 20)),
+        ("program.c", c_program(6)),
+        ("pingpong.py", include_bytes!("data/pingpong.py").to_vec()),
+        ("objects.py", include_bytes!("data/objects.py").to_vec()),
+        ("integers.lua", include_bytes!("data/integers.lua").to_vec()),
+        ("floats.lua", include_bytes!("data/floats.lua").to_vec()),
+        ("queries.sql", include_bytes!("data/queries.sql").to_vec()),
+    ]
 }
-
-/// Two processes that hand a counter to each other.
-const PINGPONG: &str = "import os, sys
-n = int(sys.argv[1])
-there, back = os.pipe(), os.pipe()
-if os.fork() == 0:
-    for _ in range(n):
-        b = os.read(there[0], 1)
-        os.write(back[1], bytes([(b[0] + 1) & 255]))
-    os._exit(0)
-b = b'\\0'
-for _ in range(n):
-    os.write(there[1], b)
-    b = os.read(back[0], 1)
-os.wait()
-print(n, b[0])
-";
 
 /// A generator of the usual linear kind; its high half is good enough for words.
 struct Random(u64);

@@ -7,7 +7,8 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 /// The model that shows a guest what ours (x86-64-v2 with AES and some more) shows; `features` checks it.
-pub const SAME_CPU: &str = "Westmere";
+pub const SAME_CPU: &str = "Westmere,+erms,+rdrand,+movbe,+xsave,+xsaveopt,+smep,+smap,+umip,+rdtscp,+pdpe1gb,\
+                            +fsgsbase,+monitor";
 
 pub struct Qemu {
     pub program: PathBuf,

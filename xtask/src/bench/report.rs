@@ -214,9 +214,17 @@ fn failures(lines: &[Line]) -> String {
     if failed.is_empty() {
         return "\nAll programs ended with status 0 and printed the same in all columns.\n".into();
     }
-    let mut text = format!("\n{} rows failed and are in no mean:\n\n", failed.len());
+    let mut text = format!("\n{} of {} rows failed and are in no mean:\n\n", failed.len(), lines.len());
+    // One cause, such as a guest that stopped, is told once.
+    let mut causes: Vec<(&str, Vec<&str>)> = Vec::new();
     for (name, why) in failed {
-        text += &format!("- {name}: {why}\n");
+        match causes.iter_mut().find(|(other, _)| other == why) {
+            Some((_, names)) => names.push(name),
+            None => causes.push((why, vec![name])),
+        }
+    }
+    for (why, names) in causes {
+        text += &format!("- {}: {why}\n", names.join(", "));
     }
     text
 }
