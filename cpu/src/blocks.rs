@@ -9,7 +9,7 @@
 
 use crate::insn::Insn;
 use crate::insn::prefix;
-use crate::state::{CpuState, attr, seg};
+use crate::state::{CpuState, attr, cr0, cr4, seg};
 use rustc_hash::FxHashMap;
 
 /// The mode bits that change what bytes mean, or what handlers may leave out.
@@ -31,16 +31,24 @@ impl BlockKey {
     const USER: u16 = 64;
     /// CS is flat: an offset in it is a linear address.
     const FLAT_CS: u16 = 128;
+    /// SSE instructions may run: CR0.EM = CR0.TS = 0, CR4.OSFXSR = 1.
+    const SSE: u16 = 256;
+    /// MXCSR's controls are those of reset: all exceptions masked, nearest, neither DAZ nor FTZ.
+    const DEFAULT_MXCSR: u16 = 512;
 
     /// The key of the current mode.
     pub fn of(s: &CpuState) -> Self {
         let cs = &s.seg[seg::CS];
-        if s.long_mode() && cs.has(attr::L) {
-            return BlockKey(
-                Self::CODE64 | Self::STACK32 | Self::FLAT_CS | if s.cpl == 3 { Self::USER } else { 0 },
-            );
-        }
         let mut key = if s.cpl == 3 { Self::USER } else { 0 };
+        if s.cr0 & (cr0::EM | cr0::TS) == 0 && s.cr4 & cr4::OSFXSR != 0 {
+            key |= Self::SSE;
+        }
+        if s.mxcsr & !0x3F == 0x1F80 {
+            key |= Self::DEFAULT_MXCSR;
+        }
+        if s.long_mode() && cs.has(attr::L) {
+            return BlockKey(key | Self::CODE64 | Self::STACK32 | Self::FLAT_CS);
+        }
         let mut set = |on: bool, bit: u16| {
             if on {
                 key |= bit;
@@ -69,6 +77,14 @@ impl BlockKey {
     }
     pub fn flat_code(self) -> bool {
         self.0 & Self::FLAT_CS != 0
+    }
+    /// SSE instructions need no check.
+    pub fn sse(self) -> bool {
+        self.0 & Self::SSE != 0
+    }
+    /// MXCSR's controls are those of reset.
+    pub fn default_mxcsr(self) -> bool {
+        self.0 & Self::DEFAULT_MXCSR != 0
     }
     pub fn stack32(self) -> bool {
         self.0 & Self::STACK32 != 0

@@ -249,6 +249,71 @@ impl Vcpu {
         self.store_bytes(segment, address, &value.to_le_bytes())
     }
 
+    /// How many elements of `size` bytes, up to `most`, from `address` to the end of its page, if the TLB allows the
+    /// access; and the host address of the first.
+    fn elements_on_page(&self, address: u64, size: u8, most: u64, write: bool) -> (u64, *mut u8) {
+        let entry = self.tlb.entry(self.class, address);
+        let tag = if write { entry.write } else { entry.read };
+        if !hits(tag, address, u64::from(size)) {
+            return (0, std::ptr::null_mut());
+        }
+        let n = ((PAGE - address % PAGE) / u64::from(size)).min(most);
+        (n, entry.addend.wrapping_add(address) as *mut u8)
+    }
+
+    /// Copies elements upwards, one after the other, as far as both pages are at hand. Returns how many.
+    pub fn copy_elements(&mut self, from: u64, to: u64, size: u8, most: u64) -> u64 {
+        let (n, source) = self.elements_on_page(from, size, most, false);
+        let (n, target) = self.elements_on_page(to, size, n, true);
+        let bytes = n as usize * usize::from(size);
+        // Elements that overlap what was written just before keep their size.
+        let apart = (target as usize).wrapping_sub(source as usize) >= 8;
+        let step = if apart { 8 } else { usize::from(size) };
+        let mut at = 0;
+        // SAFETY: both runs of bytes lie on a page of guest RAM each, by the TLB's tags.
+        unsafe {
+            while at + step <= bytes {
+                match step {
+                    8 => ram::store::<8>(target.add(at), ram::load::<8>(source.add(at))),
+                    4 => ram::store::<4>(target.add(at), ram::load::<4>(source.add(at))),
+                    2 => ram::store::<2>(target.add(at), ram::load::<2>(source.add(at))),
+                    _ => ram::store::<1>(target.add(at), ram::load::<1>(source.add(at))),
+                }
+                at += step;
+            }
+            while at < bytes {
+                ram::store::<1>(target.add(at), ram::load::<1>(source.add(at)));
+                at += 1;
+            }
+        }
+        n
+    }
+
+    /// Fills elements upwards as far as their page is at hand. Returns how many.
+    pub fn fill_elements(&mut self, to: u64, size: u8, value: u64, most: u64) -> u64 {
+        let (n, target) = self.elements_on_page(to, size, most, true);
+        let bytes = n as usize * usize::from(size);
+        let wide = match size {
+            1 => (value & 0xFF) * 0x0101_0101_0101_0101,
+            2 => (value & 0xFFFF) * 0x0001_0001_0001_0001,
+            4 => (value & 0xFFFF_FFFF) * 0x0000_0001_0000_0001,
+            _ => value,
+        };
+        let mut at = 0;
+        // SAFETY: the bytes lie on a page of guest RAM, by the TLB's tag.
+        unsafe {
+            while at + 8 <= bytes {
+                ram::store::<8>(target.add(at), wide);
+                at += 8;
+            }
+            while at < bytes {
+                ram::store::<1>(target.add(at), wide >> (at % 8 * 8));
+                at += 1;
+            }
+        }
+        n
+    }
+
     /// Host address of a 16-byte aligned place in RAM, checked for write (CMPXCHG16B). None: not RAM.
     pub fn host_for_write_16(&mut self, segment: u8, address: u64) -> Result<Option<HostPlace>, Exit> {
         let place = self.place_slow(segment, address, 16)?;

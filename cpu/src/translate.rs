@@ -77,6 +77,9 @@ pub struct Translated {
     pub salt: u64,
     /// The budget at which `state.retired` was right.
     pub synced: i64,
+    /// Not 0: this run of translated code has used the host's SSE unit for the guest's arithmetic, so the host's MXCSR
+    /// holds sticky flags of the guest.
+    pub float_used: u8,
     /// Scratch for stubs.
     pub scratch: [u64; 4],
     /// Helpers that translated code called, by `iced_x86::Code`.
@@ -139,6 +142,7 @@ pub mod offset {
     pub const ATTENTION_MASK: usize = TRANSLATED + offset_of!(Translated, attention_mask);
     pub const JUMP_TABLE: usize = TRANSLATED + offset_of!(Translated, jump_table);
     pub const SALT: usize = TRANSLATED + offset_of!(Translated, salt);
+    pub const FLOAT_USED: usize = TRANSLATED + offset_of!(Translated, float_used);
     pub const SCRATCH: usize = TRANSLATED + offset_of!(Translated, scratch);
 }
 

@@ -102,6 +102,12 @@ impl Vcpu {
         (r[0], r[1]) = (value as u64, (value >> 64) as u64);
     }
 
+    /// Loads MXCSR. Blocks depend on its controls.
+    pub(super) fn set_mxcsr(&mut self, value: u32) {
+        self.stop_block |= (self.state.mxcsr ^ value) & !mxcsr::FLAGS != 0;
+        self.state.mxcsr = value;
+    }
+
     /// Makes new floating-point flags sticky; an unmasked one is #XM, or #UD without CR4.OSXMMEXCPT.
     #[inline(always)]
     pub(super) fn float_flags(&mut self, new: u32) -> Result<(), Exit> {

@@ -45,7 +45,7 @@ fn ldmxcsr(v: &mut Vcpu, i: &Insn) -> Result<(), Exit> {
     v.check_sse()?;
     let value = v.load_operand::<4>(i)? as u32;
     check_mxcsr(v, value)?;
-    v.state.mxcsr = value;
+    v.set_mxcsr(value);
     Ok(())
 }
 
@@ -177,7 +177,7 @@ fn fxrstor(v: &mut Vcpu, i: &Insn, wide: bool) -> Result<(), Exit> {
     let value = double(&image, MXCSR);
     check_mxcsr(v, value)?;
     get_x87(&image, &mut v.state.x87, wide);
-    v.state.mxcsr = value;
+    v.set_mxcsr(value);
     get_vectors(Some(&image), XMM, &mut v.state, 0);
     Ok(())
 }
@@ -270,7 +270,7 @@ fn xrstor(v: &mut Vcpu, i: &Insn, wide: bool) -> Result<(), Exit> {
     if requested & (COMPONENT_SSE | COMPONENT_AVX) != 0 {
         let value = double(&image, MXCSR);
         check_mxcsr(v, value)?;
-        v.state.mxcsr = value;
+        v.set_mxcsr(value);
     }
     if requested & present & COMPONENT_X87 != 0 {
         get_x87(&image, &mut v.state.x87, wide);
