@@ -33,11 +33,20 @@ pub struct Options {
     #[arg(long, value_enum, default_value = "auto", help_heading = "Machine")]
     pub engine: EngineName,
     /// Which of the translator's back ends are used
-    #[arg(long, value_enum, value_name = "TIER", help_heading = "Machine")]
+    #[arg(long, value_enum, value_name = "TIER", help_heading = "Translator")]
     pub tier: Option<TierName>,
     /// Most host memory for translated code, for each processor
-    #[arg(long, value_name = "SIZE", default_value = "256M", value_parser = parse_memory, help_heading = "Machine")]
+    #[arg(long, value_name = "SIZE", default_value = "256M", value_parser = parse_memory, help_heading = "Translator")]
     pub code_cache: u64,
+    /// Name translated code in /tmp/perf-PID.map, for Linux' perf
+    #[arg(long, help_heading = "Translator")]
+    pub perf_map: bool,
+    /// Translate only the first N regions: finds the one that goes wrong
+    #[arg(long, value_name = "N", help_heading = "Translator")]
+    pub first_regions: Option<u64>,
+    /// Never link regions: finds a link that goes wrong
+    #[arg(long, help_heading = "Translator")]
+    pub no_links: bool,
     /// Guest memory; K, M or G may follow the number (M if none does)
     #[arg(long, value_name = "SIZE", default_value = "512M", value_parser = parse_memory, help_heading = "Machine")]
     pub memory: u64,

@@ -22,6 +22,10 @@
 //! succeeds the access is tried again, else the code leaves with [`INTERPRET`]: state as before the instruction, RIP at
 //! it, the instruction's address in `SCRATCH[0]`.
 //!
+//! **Floating point** (x86-64 hosts). Code whose key has `default_mxcsr` may use the host's SSE unit for the guest's
+//! arithmetic, as long as it sets `FLOAT_USED` to 1 before, in each entry and after each helper: the engine
+//! then collects the sticky flags. At entry, and after a helper, the host's MXCSR is 0x1F80 but for flags of the guest's.
+//!
 //! **Helpers.** With registers and flags written back (RIP not), code calls [`crate::runtime::run_helper`] and drops what
 //! it knew of registers and flags. The result is the new budget, or a negative number: then the code returns
 //! [`DONE`] and touches nothing more. The last instruction of a block that ends with the dispatcher, and control transfers

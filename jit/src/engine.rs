@@ -44,6 +44,8 @@ pub struct JitOptions {
     pub first_regions: Option<u64>,
     /// Regions are never linked: for bisecting.
     pub no_links: bool,
+    /// Translated code is named for `perf`.
+    pub perf_map: bool,
     /// Cranelift compiles while the guest waits, for tests.
     pub foreground: bool,
 }
@@ -57,6 +59,7 @@ impl Default for JitOptions {
             hot: 4096,
             first_regions: None,
             no_links: false,
+            perf_map: false,
             foreground: false,
         }
     }

@@ -11,9 +11,32 @@ fn move_rip(v: &mut Vcpu, delta: i64) {
     v.state.gpr[gpr::RIP] = if v.key().code64() { rip } else { rip & 0xFFFF_FFFF };
 }
 
+/// Makes the sticky flags that the host's MXCSR has gathered for the guest architectural, and clears them there. Rust
+/// code that runs afterwards may use the unit.
+#[cfg(target_arch = "x86_64")]
+pub fn collect_float_flags(v: &mut Vcpu) {
+    if std::mem::take(&mut v.translated.float_used) == 0 {
+        return;
+    }
+    let (mut status, clean) = (0u32, 0x1F80u32);
+    // SAFETY: MXCSR is stored, and set to what Rust expects.
+    unsafe {
+        std::arch::asm!(
+            "stmxcsr [{}]", "ldmxcsr [{}]",
+            in(reg) &raw mut status, in(reg) &raw const clean, options(nostack)
+        );
+    }
+    v.state.mxcsr |= status & 0x3F;
+}
+
+/// Other hosts' units are not used for the guest.
+#[cfg(not(target_arch = "x86_64"))]
+pub fn collect_float_flags(_: &mut Vcpu) {}
+
 /// Books what ran, moves RIP to the instruction, runs its handler. `rest`: instructions that were charged and have not
 /// run, this one among them.
 fn handle(v: &mut Vcpu, insn: &Insn, budget: i64, rest: i64, delta: i64) -> bool {
+    collect_float_flags(v);
     v.settle_flags();
     v.sync_retired(budget + rest);
     move_rip(v, delta);

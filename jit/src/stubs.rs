@@ -36,13 +36,14 @@ mod x86_64 {
     type Assembler = dynasmrt::VecAssembler<dynasmrt::x64::X64Relocation>;
 
     /// `extern "C" fn(vcpu: rdi, budget: rsi, code: rdx) -> rax`: keeps what the System V convention wants kept, for
-    /// emitted code keeps nothing.
+    /// emitted code keeps nothing. The host's MXCSR starts without flags (see `abi.rs`, Floating point).
     pub fn trampoline() -> Vec<u8> {
         let mut a = Assembler::new(0);
         dynasm!(a
             ; .arch x64
             ; push rbx ; push rbp ; push r12 ; push r13 ; push r14 ; push r15
-            ; sub rsp, 8
+            ; push 0x1F80
+            ; ldmxcsr [rsp]
             ; call rdx
             ; add rsp, 8
             ; pop r15 ; pop r14 ; pop r13 ; pop r12 ; pop rbp ; pop rbx

@@ -11,7 +11,9 @@ use crate::buffer::CodeBuffer;
 use crate::cranelift::Cranelift;
 use crate::engine::{JitOptions, Tier};
 use crate::links::{Links, SlotName, leads_to};
+use crate::perf_map::PerfMap;
 use crate::region::{Limits, Region};
+use crate::runtime::collect_float_flags;
 use crate::stats::Stats;
 use crate::stubs;
 use rustc_hash::FxHashMap;
@@ -82,6 +84,7 @@ pub struct Translations {
     /// The slot through which code has just left.
     left_by: Option<SlotName>,
     stats: Stats,
+    perf_map: Option<PerfMap>,
 }
 
 impl Translations {
@@ -106,6 +109,7 @@ impl Translations {
             links: Links::new(),
             left_by: None,
             stats: Stats::default(),
+            perf_map: options.perf_map.then(PerfMap::open).flatten(),
         }
     }
 
@@ -241,18 +245,14 @@ impl Translations {
         let memory = self.memory.as_mut()?;
         let at = memory.code.put(&code.bytes);
         let entry = memory.code.address(at);
-        let page =
-            self.pages.entry(region.page).or_insert(Page { generation: region.generation, regions: vec![] });
-        page.generation = region.generation;
-        page.regions.push(id);
+        self.add_to_page(v, id, region.page, region.generation);
         if region.page2 != NONE {
-            let page = self
-                .pages
-                .entry(region.page2)
-                .or_insert(Page { generation: region.generation2, regions: vec![] });
-            page.regions.push(id);
+            self.add_to_page(v, id, region.page2, region.generation2);
         }
         self.by_offset.insert(at, id);
+        if let Some(map) = &mut self.perf_map {
+            map.add(entry, code.bytes.len(), v.state.gpr[gpr::RIP], counted);
+        }
         v.block_mut(block)?.translation = id;
         let (incoming, jumps) = (Vec::new(), Vec::new());
         self.live[id as usize] = Some(Live {
@@ -268,6 +268,22 @@ impl Translations {
             _keep: code.keep,
         });
         Some(id)
+    }
+
+    fn add_to_page(&mut self, v: &mut Vcpu, id: u32, page: u32, generation: u32) {
+        if self.pages.get(&page).is_some_and(|p| p.generation != generation) {
+            // Written since, and the attention bit that says so is still to come.
+            self.drop_page(v, page);
+        }
+        self.pages.entry(page).or_insert(Page { generation, regions: Vec::new() }).regions.push(id);
+    }
+
+    fn drop_page(&mut self, v: &mut Vcpu, page: u32) {
+        let Some(page) = self.pages.remove(&page) else { return };
+        for id in page.regions {
+            self.stats.invalidated += 1;
+            self.drop_region(v, id);
+        }
     }
 
     fn drop_region(&mut self, v: &mut Vcpu, id: u32) {
@@ -331,11 +347,7 @@ impl Translations {
         let stale = |(&page, p): (&u32, &Page)| v.ram.generation(page) != p.generation;
         let pages: Vec<u32> = self.pages.iter().filter(|&p| stale(p)).map(|p| *p.0).collect();
         for page in pages {
-            let Some(page) = self.pages.remove(&page) else { continue };
-            for id in page.regions {
-                self.stats.invalidated += 1;
-                self.drop_region(v, id);
-            }
+            self.drop_page(v, page);
         }
     }
 
@@ -425,6 +437,7 @@ impl Translations {
                 std::mem::transmute::<usize, _>(memory.runtime.trampoline);
             enter(v, budget, entry)
         };
+        collect_float_flags(v);
         if word != abi::DONE {
             v.sync_retired(v.budget);
         }
