@@ -69,7 +69,7 @@ impl Results {
 }
 
 impl Column {
-    pub fn trimaran(engine: &str, program: &Path, job: &Job) -> Self {
+    pub fn trimaran(engine: &str, more: &[String], program: &Path, job: &Job) -> Self {
         let options =
             ["run", "--engine", engine, "--memory", MEMORY, "--display", "none", "--serial", "stdio"];
         let mut arguments: Vec<OsString> = options.map(OsString::from).to_vec();
@@ -78,6 +78,7 @@ impl Column {
             arguments.extend([option.into(), value.into()]);
         }
         arguments.extend(["--append", APPEND, "--timeout", "3600"].map(OsString::from));
+        arguments.extend(more.iter().map(OsString::from));
         Column { name: format!("Trimaran {engine}"), program: program.into(), arguments, guest: true }
     }
 
@@ -165,8 +166,8 @@ impl Column {
         let names = rows.iter().map(|row| row.name).chain(self.guest.then_some(BOOT));
         for name in names {
             results.rows.entry(name.to_owned()).or_insert_with(|| {
-                let last =
-                    errors.lines().last().or(log.tail.last().map(String::as_str)).unwrap_or("no output");
+                let error = errors.lines().find(|line| line.contains("error")).or(errors.lines().last());
+                let last = error.or(log.tail.last().map(String::as_str)).unwrap_or("no output");
                 Outcome::Failed(format!("not finished: {ended} ({last})"))
             });
         }
@@ -229,4 +230,40 @@ fn cpu_seconds(process: u32) -> Option<f64> {
         nanoseconds += text.split(' ').next()?.parse::<u64>().ok()?;
     }
     Some(nanoseconds as f64 / 1e9)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn markers_become_rows() {
+        let start = Instant::now();
+        let at = |seconds| start + Duration::from_secs(seconds);
+        let mut log = Log::new(start);
+        log.line(at(2), Some(1.5), "[    1.0] noise @@ boot end status=0");
+        log.line(at(3), Some(2.0), "@@ gzip -d begin");
+        log.line(at(7), Some(4.0), "@@ gzip -d end status=0");
+        log.line(at(7), None, "@@ gzip -d sum 1 2");
+        log.line(at(8), None, "@@ bc begin");
+        log.line(at(9), None, "@@ bc end status=127");
+        log.line(at(9), None, "@@ bc err not found");
+        let done = |seconds, cpu, sum: &str| Outcome::Done { seconds, cpu: Some(cpu), sum: sum.into() };
+        assert_eq!(log.results.rows[BOOT], done(2.0, 1.5, ""));
+        assert_eq!(log.results.rows["gzip -d"], done(4.0, 2.0, "1 2"));
+        assert_eq!(log.results.rows["bc"], Outcome::Failed("status 127; not found".into()));
+    }
+
+    #[test]
+    fn the_best_run_counts_and_a_failure_stays() {
+        let results = |outcome| Results { rows: [("a".to_owned(), outcome)].into(), ..Results::default() };
+        let done = |seconds, sum: &str| Outcome::Done { seconds, cpu: None, sum: sum.into() };
+        let mut all = results(done(2.0, "x"));
+        all.merge(results(done(1.0, "x")));
+        all.merge(results(done(3.0, "x")));
+        assert_eq!(all.rows["a"], done(1.0, "x"));
+        all.merge(results(done(0.5, "y")));
+        all.merge(results(done(0.5, "x")));
+        assert!(matches!(all.rows["a"], Outcome::Failed(_)));
+    }
 }

@@ -19,6 +19,9 @@ pub struct Options {
     /// Trimaran's engine
     #[arg(long, default_value = "interp")]
     engine: String,
+    /// More options for Trimaran, such as --with=--cpu=486
+    #[arg(long, value_name = "OPTION", allow_hyphen_values = true)]
+    with: Vec<String>,
     /// Only rows whose name contains one of these
     #[arg(long, value_delimiter = ',', value_name = "NAMES")]
     only: Vec<String>,
@@ -54,7 +57,7 @@ pub fn guests(root: &Path, options: &Options) -> Result<()> {
         Some(file) => file.clone(),
         None => build(root)?,
     };
-    let mut columns = vec![Column::trimaran(&options.engine, &trimaran, &job)];
+    let mut columns = vec![Column::trimaran(&options.engine, &options.with, &trimaran, &job)];
     let qemu = qemu::find(&folder)?;
     columns.push(Column::qemu("TCG", &qemu, qemu::SAME_CPU, &job));
     if options.max_column {

@@ -20,6 +20,10 @@ impl Head {
         let load = std::fs::read_to_string("/proc/loadavg").unwrap_or_default();
         let load = load.split(' ').next().unwrap_or("?");
         let cores = std::thread::available_parallelism().map_or(0, usize::from);
+        let binary =
+            options.binary.as_ref().map(|f| format!(" of {}, which may be another commit's", f.display()));
+        let binary = binary.unwrap_or_default();
+        let with: String = options.with.iter().map(|option| format!(" {option}")).collect();
         let lines = vec![
             format!(
                 "- {}, commit {}{dirty}",
@@ -27,12 +31,8 @@ impl Head {
                 git(&["rev-parse", "--short", "HEAD"])
             ),
             format!("- host: {}, {cores} processors, load {load} at the end", host_cpu()),
-            format!(
-                "- engine: {}; QEMU {}, `-accel tcg -cpu {}`",
-                options.engine,
-                qemu.version,
-                qemu::SAME_CPU
-            ),
+            format!("- engine: {}{with}{binary}", options.engine),
+            format!("- QEMU {}, `-accel tcg -cpu {}`", qemu.version, qemu::SAME_CPU),
             format!(
                 "- {}, {} run{} a column{}",
                 if options.quick { "a fifth of the work (--quick)" } else { "full work" },
