@@ -21,6 +21,7 @@ pub struct Column {
     pub name: String,
     program: OsString,
     arguments: Vec<OsString>,
+    environment: Option<(&'static str, OsString)>,
     /// Whether the time of the column's own threads says anything: natively the work is in child processes.
     guest: bool,
 }
@@ -79,7 +80,13 @@ impl Column {
         }
         arguments.extend(["--append", APPEND, "--timeout", "3600"].map(OsString::from));
         arguments.extend(more.iter().map(OsString::from));
-        Column { name: format!("Trimaran {engine}"), program: program.into(), arguments, guest: true }
+        Column {
+            name: format!("Trimaran {engine}"),
+            program: program.into(),
+            arguments,
+            environment: None,
+            guest: true,
+        }
     }
 
     pub fn qemu(name: &str, qemu: &Qemu, cpu: &str, job: &Job) -> Self {
@@ -91,7 +98,14 @@ impl Column {
         for (option, value) in [("-kernel", &job.kernel), ("-initrd", &job.initrd)] {
             arguments.extend([option.into(), value.into()]);
         }
-        Column { name: name.into(), program: qemu.program.clone().into(), arguments, guest: true }
+        let environment = qemu.modules.as_ref().map(|folder| ("QEMU_MODULE_DIR", folder.into()));
+        Column {
+            name: name.into(),
+            program: qemu.program.clone().into(),
+            arguments,
+            environment,
+            guest: true,
+        }
     }
 
     /// The same tree by chroot; an error where that is not possible.
@@ -109,13 +123,20 @@ impl Column {
             bail!("chroot {} failed; it needs root", job.tree.display());
         }
         let arguments = vec![job.tree.clone().into(), "/usr/bin/sh".into(), "/bench.sh".into()];
-        Ok(Column { name: "native".into(), program: "chroot".into(), arguments, guest: false })
+        Ok(Column {
+            name: "native".into(),
+            program: "chroot".into(),
+            arguments,
+            environment: None,
+            guest: false,
+        })
     }
 
     pub fn measure(&self, rows: &[&Row]) -> Result<Results> {
         let start = Instant::now();
         let mut child = Command::new(&self.program)
             .args(&self.arguments)
+            .envs(self.environment.clone())
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())

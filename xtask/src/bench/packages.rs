@@ -3,7 +3,7 @@
 use anyhow::{Context, Result, bail};
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::Command;
 
 const PACKAGES: &[&str] = &[
     "dash",
@@ -48,15 +48,10 @@ pub fn fetch(packages: &[&str], folder: &Path, to: &Path) -> Result<()> {
         }
         std::fs::create_dir_all(path).with_context(|| format!("{}: cannot be made", path.display()))?;
     }
-    let status = Command::new("apt-get")
-        .arg("download")
-        .args(closure(packages)?)
-        .current_dir(&debs)
-        .stdout(Stdio::null())
-        .status()
-        .context("apt-get cannot be started; the guests' programs come from Debian packages")?;
-    if !status.success() {
-        bail!("apt-get download failed; after `apt-get update` it may work");
+    let out = Command::new("apt-get").arg("download").args(closure(packages)?).current_dir(&debs).output();
+    let out = out.context("apt-get cannot be started; the guests' programs come from Debian packages")?;
+    if !out.status.success() {
+        bail!("apt-get download: {}(`apt-get update` may help)", String::from_utf8_lossy(&out.stderr));
     }
     for deb in std::fs::read_dir(&debs)? {
         let deb = deb?.path();

@@ -14,6 +14,8 @@ pub struct Qemu {
     pub program: PathBuf,
     /// What must stand before all other arguments.
     pub arguments: Vec<OsString>,
+    /// Where it has its modules, if not where it was built for.
+    pub modules: Option<PathBuf>,
     pub version: String,
 }
 
@@ -33,7 +35,7 @@ pub fn find(folder: &Path) -> Result<Qemu> {
 fn installed() -> Result<Qemu> {
     let program = PathBuf::from("qemu-system-x86_64");
     let version = version(&program, &[])?;
-    Ok(Qemu { program, arguments: Vec::new(), version })
+    Ok(Qemu { program, arguments: Vec::new(), modules: None, version })
 }
 
 /// Without root: the packages unpacked, started by their own loader.
@@ -53,7 +55,8 @@ fn unpacked(folder: &Path) -> Result<Qemu> {
     for data in ["usr/share/qemu", "usr/share/seabios"] {
         arguments.extend(["-L".into(), to.join(data).into()]);
     }
-    Ok(Qemu { program: loader, arguments, version })
+    let modules = Some(to.join("usr/lib/x86_64-linux-gnu/qemu"));
+    Ok(Qemu { program: loader, arguments, modules, version })
 }
 
 fn libraries_loader(to: &Path) -> &'static str {

@@ -100,11 +100,12 @@ impl Line<'_> {
 
 /// Columns: ours first, TCG second.
 pub fn markdown(head: &Head, columns: &[Column], results: &[Results], rows: &[&Row]) -> String {
+    let names: Vec<&str> = columns.iter().map(|column| column.name.as_str()).collect();
     let lines: Vec<Line> = std::iter::once((BOOT, Group::Boot))
         .chain(rows.iter().map(|row| (row.name, row.group)))
         .map(|(name, group)| {
             let outcomes: Vec<_> = results.iter().map(|r| r.rows.get(name)).collect();
-            let failed = failure(columns, &outcomes);
+            let failed = failure(&names, &outcomes);
             Line { name, group, outcomes, failed }
         })
         .collect();
@@ -152,14 +153,14 @@ fn ratio(value: Option<f64>, digits: usize, none: &str) -> String {
 }
 
 /// Why a row does not count, if so.
-fn failure(columns: &[Column], outcomes: &[Option<&Outcome>]) -> Option<String> {
+fn failure(columns: &[&str], outcomes: &[Option<&Outcome>]) -> Option<String> {
     let mut first: Option<(&str, &str)> = None;
-    for (column, outcome) in columns.iter().zip(outcomes) {
+    for (&column, outcome) in columns.iter().zip(outcomes) {
         match (outcome, first) {
-            (Some(Outcome::Failed(why)), _) => return Some(format!("{}: {why}", column.name)),
-            (Some(Outcome::Done { sum, .. }), None) => first = Some((&column.name, sum)),
+            (Some(Outcome::Failed(why)), _) => return Some(format!("{}: {why}", column)),
+            (Some(Outcome::Done { sum, .. }), None) => first = Some((column, sum)),
             (Some(Outcome::Done { sum, .. }), Some((name, other))) if sum != other => {
-                return Some(format!("output differs: {name} {other}, {} {sum}", column.name));
+                return Some(format!("output differs: {name} {other}, {} {sum}", column));
             }
             _ => {}
         }
@@ -168,6 +169,9 @@ fn failure(columns: &[Column], outcomes: &[Option<&Outcome>]) -> Option<String> 
 }
 
 fn processor(ours: &Results, tcg: &Results) -> String {
+    if ours.flags.is_empty() || tcg.flags.is_empty() {
+        return "- processor as the guests see it: not known, one of them did not start\n".into();
+    }
     let difference = Difference::new(&ours.flags, &tcg.flags);
     let list = |flags: &[String]| if flags.is_empty() { "none".into() } else { flags.join(" ") };
     let mut text = format!(
@@ -227,4 +231,31 @@ fn failures(lines: &[Line]) -> String {
         text += &format!("- {}: {why}\n", names.join(", "));
     }
     text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_row_fails_by_status_or_by_another_checksum() {
+        let done = |sum: &str| Outcome::Done { seconds: 1.0, cpu: None, sum: sum.into() };
+        let (a, b, failed) = (done("1 2"), done("3 4"), Outcome::Failed("status 1".into()));
+        let names = ["ours", "TCG", "native"];
+        assert_eq!(failure(&names, &[Some(&a), None, Some(&a)]), None);
+        assert_eq!(failure(&names, &[Some(&a), Some(&failed), Some(&a)]).as_deref(), Some("TCG: status 1"));
+        let differs = failure(&names, &[Some(&a), Some(&a), Some(&b)]);
+        assert_eq!(differs.as_deref(), Some("output differs: ours 1 2, native 3 4"));
+    }
+
+    #[test]
+    fn ratios_are_of_rows_that_all_columns_finished() {
+        let done = |seconds| Outcome::Done { seconds, cpu: Some(seconds / 2.0), sum: String::new() };
+        let (ours, tcg, native) = (done(2.0), done(6.0), done(0.5));
+        let outcomes = vec![Some(&ours), Some(&tcg), Some(&native)];
+        let mut line = Line { name: "x", group: Group::Float, outcomes, failed: None };
+        assert_eq!(line.ratios(Some(2)), [Some(3.0), Some(3.0), Some(4.0)]);
+        line.failed = Some("status 1".into());
+        assert_eq!(line.ratios(Some(2)), [None; 3]);
+    }
 }
