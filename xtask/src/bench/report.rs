@@ -228,7 +228,7 @@ fn failures(lines: &[Line]) -> String {
         }
     }
     for (why, names) in causes {
-        text += &format!("- {}: {why}\n", names.join(", "));
+        text += &format!("- {}: {why}\n", names.join("; "));
     }
     text
 }
