@@ -550,20 +550,15 @@ fn counter_size(code: Code) -> u8 {
     }
 }
 
-/// Whether an instruction ends a block: control transfers, and whatever may change the mode, the mapping or the
-/// interrupt state.
+/// Whether an instruction ends a block: control transfers, and whatever surely changes the mode or the mapping. (What does
+/// so now and then asks to leave the block when it does.)
 pub fn ends_block(x: &Instruction) -> bool {
     use M::*;
     use iced_x86::FlowControl as F;
     x.flow_control() != F::Next
         || matches!(
             x.mnemonic(),
-            Sti | Cli
-                | Popf
-                | Popfd
-                | Popfq
-                | Hlt
-                | Mwait
+            Hlt | Mwait
                 | Wrmsr
                 | Lmsw
                 | Clts
@@ -583,21 +578,13 @@ pub fn ends_block(x: &Instruction) -> bool {
                 | Outsb
                 | Outsw
                 | Outsd
-                | Rdtsc
-                | Rdtscp
-                | Cpuid
                 | Xsetbv
-                | Stac
-                | Clac
                 | Rsm
                 | Lds
                 | Les
                 | Lss
                 | Lfs
                 | Lgs
-                | Wrfsbase
-                | Wrgsbase
-                | Swapgs
         )
         || matches!(x.mnemonic(), Mov | Pop) && x.op0_kind() == OpKind::Register && {
             let r = x.op0_register();

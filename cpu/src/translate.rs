@@ -274,6 +274,8 @@ impl Vcpu {
         self.state.retired = self.state.retired.wrapping_add(done);
         self.budget -= done as i64;
         self.translated.synced = self.budget;
+        // STAC, CLAC.
+        self.translated.tlb = self.tlb.table(self.class) as usize;
         if result == Err(Exit::Fault) {
             self.deliver_fault();
         }

@@ -8,12 +8,13 @@ pub struct PerfMap(File);
 impl PerfMap {
     pub fn open() -> Option<Self> {
         let path = format!("/tmp/perf-{}.map", std::process::id());
-        let open = File::options().create(true).append(true).open(&path);
-        open.map_err(|error| {
-            tracing::warn!("{path} cannot be written ({error}): perf will not name guest code")
-        })
-        .ok()
-        .map(PerfMap)
+        match File::options().create(true).append(true).open(&path) {
+            Ok(file) => Some(PerfMap(file)),
+            Err(error) => {
+                tracing::warn!("{path} cannot be written ({error}): perf will not name guest code");
+                None
+            }
+        }
     }
 
     /// Names `len` bytes of code at `address` after the guest's `rip`.

@@ -63,9 +63,10 @@ pub fn cli(v: &mut Vcpu, _: &Insn) -> Result<(), Exit> {
 /// STI: interrupts are let in after the next instruction.
 pub fn sti(v: &mut Vcpu, _: &Insn) -> Result<(), Exit> {
     if real_interrupt_flag(v)? {
-        if !v.state.rflags.contains(RFlags::IF) {
-            v.state.shadow = Shadow::Sti;
+        if v.state.rflags.contains(RFlags::IF) {
+            return Ok(());
         }
+        v.state.shadow = Shadow::Sti;
         v.state.rflags.insert(RFlags::IF);
         return Err(Exit::Leave);
     }

@@ -190,7 +190,13 @@ pub fn popf(v: &mut Vcpu, i: &Insn) -> Result<(), Exit> {
     let mut flags = old & !mask | new & mask;
     flags.remove(RFlags::RF);
     v.set_rflags(flags);
-    Err(Exit::Leave)
+    // Blocks need not end where nothing that they depend on has changed.
+    let harmless = RFlags::STATUS | RFlags::DF | RFlags::NT | RFlags::ID | RFlags::RF;
+    let mut changed = old.symmetric_difference(flags) - harmless;
+    if !flags.contains(RFlags::IF) {
+        changed.remove(RFlags::IF);
+    }
+    if changed.is_empty() && !flags.contains(RFlags::TF) { Ok(()) } else { Err(Exit::Leave) }
 }
 
 /// ENTER: `imm` bytes, nesting level `imm2`.
