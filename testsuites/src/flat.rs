@@ -1,8 +1,10 @@
 //! The smallest machine a processor runs in: RAM from address 0, no devices, ports that can be scripted.
 
+use std::ops::Range;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering::SeqCst};
 use std::sync::{Arc, Mutex};
 use trimaran_cpu::bus::{Bus, GeneralProtection, Page};
+use trimaran_cpu::engine::{Engine, EngineFactory};
 use trimaran_cpu::model::Model;
 use trimaran_cpu::ram::Ram;
 use trimaran_cpu::shared::{CodeFence, attention};
@@ -18,7 +20,7 @@ pub struct FlatBus {
     fence: Arc<CodeFence>,
     clock: AtomicU64,
     /// Range of physical addresses that is MMIO: reads give the address, writes are logged as port 0xFFFF.
-    pub mmio: std::ops::Range<u64>,
+    pub mmio: Range<u64>,
 }
 
 impl FlatBus {
@@ -77,32 +79,78 @@ impl Bus for FlatBus {
     fn x87_error(&self, _cpu: usize) {}
 }
 
+/// The bus, RAM and what `count` processors need to run on them.
+fn board(ram_bytes: u64, mmio: Range<u64>, count: usize) -> (Arc<FlatBus>, Arc<Ram>, Vec<VcpuConfig>) {
+    let ram = Arc::new(Ram::anonymous(ram_bytes));
+    let fence = CodeFence::new(count);
+    let bus = Arc::new(FlatBus {
+        ram_bytes,
+        written: Mutex::default(),
+        interrupt: AtomicU32::new(0),
+        fence: fence.clone(),
+        clock: AtomicU64::new(0),
+        mmio,
+    });
+    let model = Arc::new(Model::default());
+    let config = |id| VcpuConfig {
+        id,
+        model: model.clone(),
+        ram: ram.clone(),
+        bus: bus.clone(),
+        fence: fence.clone(),
+    };
+    let configs = (0..count).map(config).collect();
+    (bus, ram, configs)
+}
+
 /// A processor on a [`FlatBus`].
 pub struct Flat {
     pub vcpu: Vcpu,
     pub bus: Arc<FlatBus>,
     pub ram: Arc<Ram>,
+    config: VcpuConfig,
 }
 
 impl Flat {
     /// A processor of the default model with `ram_bytes` of RAM.
     pub fn new(ram_bytes: u64) -> Self {
-        Self::with_mmio(ram_bytes, 0..0)
+        let (bus, ram, mut configs) = board(ram_bytes, 0..0, 1);
+        let config = configs.remove(0);
+        Flat { vcpu: Vcpu::new(config.clone()), bus, ram, config }
     }
 
-    pub fn with_mmio(ram_bytes: u64, mmio: std::ops::Range<u64>) -> Self {
-        let ram = Arc::new(Ram::anonymous(ram_bytes));
-        let fence = CodeFence::new(1);
-        let bus = Arc::new(FlatBus {
-            ram_bytes,
-            written: Mutex::default(),
-            interrupt: AtomicU32::new(0),
-            fence: fence.clone(),
-            clock: AtomicU64::new(0),
-            mmio,
-        });
-        let model = Arc::new(Model::default());
-        let vcpu = Vcpu::new(VcpuConfig { id: 0, model, ram: ram.clone(), bus: bus.clone(), fence });
-        Flat { vcpu, bus, ram }
+    /// Another engine for the same processor; it has a state of its own.
+    pub fn engine(&self, factory: &dyn EngineFactory) -> Box<dyn Engine> {
+        factory.create(self.config.clone())
+    }
+}
+
+/// Processors of any engine on a [`FlatBus`].
+pub struct Machine {
+    pub engine: Box<dyn Engine>,
+    /// The second and further processors; on them start-up has not happened.
+    pub others: Vec<Box<dyn Engine>>,
+    pub bus: Arc<FlatBus>,
+    pub ram: Arc<Ram>,
+    pub fence: Arc<CodeFence>,
+}
+
+impl Machine {
+    /// One processor.
+    pub fn new(factory: &dyn EngineFactory, ram_bytes: u64, mmio: Range<u64>) -> Self {
+        Self::with_processors(factory, ram_bytes, mmio, 1)
+    }
+
+    pub fn with_processors(
+        factory: &dyn EngineFactory,
+        ram_bytes: u64,
+        mmio: Range<u64>,
+        count: usize,
+    ) -> Self {
+        let (bus, ram, configs) = board(ram_bytes, mmio, count);
+        let fence = bus.fence.clone();
+        let mut engines = configs.into_iter().map(|c| factory.create(c));
+        let engine = engines.next().expect("at least one processor");
+        Machine { engine, others: engines.collect(), bus, ram, fence }
     }
 }

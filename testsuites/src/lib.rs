@@ -1,6 +1,7 @@
 //! Conformance runners, oracles and differential testers for the processor.
 
 pub mod cpio;
+pub mod differential;
 pub mod engine;
 pub mod flat;
 pub mod guest;

@@ -1,0 +1,287 @@
+//! All instruction forms that the model has, found by decoding random bytes; their operands are replaced when a
+//! program is made.
+
+use iced_x86::{
+    Code, Decoder, DecoderOptions, FlowControl, Instruction, InstructionInfoFactory, Mnemonic, OpAccess,
+    OpKind, Register,
+};
+use rand::rngs::SmallRng;
+use rand::{Rng, SeedableRng};
+use std::collections::BTreeMap;
+use std::sync::OnceLock;
+use trimaran_cpu::model::Model;
+
+/// The forms of one code size.
+pub struct Forms {
+    /// Those with kernels, the others that work on general registers and memory, SSE and MMX, x87.
+    pub groups: [Vec<Instruction>; 4],
+}
+
+/// What has kernels ([`trimaran_cpu::kernels::Kernel`]).
+fn kernel(m: Mnemonic) -> bool {
+    use Mnemonic as M;
+    let name = format!("{m:?}");
+    name.starts_with("Cmov")
+        || name.starts_with("Set")
+        || matches!(
+            m,
+            M::Mov
+                | M::Add
+                | M::Adc
+                | M::Sub
+                | M::Sbb
+                | M::Cmp
+                | M::Inc
+                | M::Dec
+                | M::Neg
+                | M::Not
+                | M::And
+                | M::Or
+                | M::Xor
+                | M::Test
+                | M::Xadd
+                | M::Cmpxchg
+                | M::Xchg
+                | M::Imul
+                | M::Mul
+                | M::Bt
+                | M::Bts
+                | M::Btr
+                | M::Btc
+                | M::Bsf
+                | M::Bsr
+                | M::Popcnt
+                | M::Movzx
+                | M::Movsx
+                | M::Movsxd
+                | M::Lea
+                | M::Bswap
+                | M::Movbe
+                | M::Cbw
+                | M::Cwde
+                | M::Cdqe
+                | M::Cwd
+                | M::Cdq
+                | M::Cqo
+                | M::Shl
+                | M::Sal
+                | M::Shr
+                | M::Sar
+                | M::Rol
+                | M::Ror
+        )
+}
+
+/// Instructions that may stand anywhere in a program: no branches, stacks and strings (the generator makes those
+/// itself), nothing that the machine around the processor decides.
+fn usable(x: &Instruction) -> bool {
+    use Mnemonic as M;
+    let special = (0..x.op_count()).any(|n| {
+        let r = if x.op_kind(n) == OpKind::Register { x.op_register(n) } else { Register::None };
+        r.is_segment_register() || r.is_cr() || r.is_dr() || r.is_tr()
+    });
+    let name = format!("{:?}", x.mnemonic());
+    let excluded = matches!(
+        x.mnemonic(),
+        M::In
+            | M::Out
+            | M::Rdtsc
+            | M::Rdtscp
+            | M::Rdpmc
+            | M::Monitor
+            | M::Mwait
+            | M::Lss
+            | M::Lfs
+            | M::Lgs
+            | M::Les
+            | M::Lds
+            | M::Wrfsbase
+            | M::Wrgsbase
+            | M::Sti
+            | M::Cli
+            | M::Ldmxcsr
+            | M::Fldcw
+            | M::Fldenv
+            | M::Frstor
+            | M::Fxrstor
+            | M::Fxrstor64
+    );
+    x.flow_control() == FlowControl::Next
+        && !x.is_stack_instruction()
+        && !x.is_string_instruction()
+        && !x.is_privileged()
+        && !special
+        && !excluded
+        && !name.starts_with("Xsave")
+        && !name.starts_with("Xrstor")
+        && (0..x.op_count()).all(|n| {
+            matches!(
+                x.op_kind(n),
+                OpKind::Register
+                    | OpKind::Memory
+                    | OpKind::Immediate8
+                    | OpKind::Immediate8_2nd
+                    | OpKind::Immediate16
+                    | OpKind::Immediate32
+                    | OpKind::Immediate64
+                    | OpKind::Immediate8to16
+                    | OpKind::Immediate8to32
+                    | OpKind::Immediate8to64
+                    | OpKind::Immediate32to64
+            )
+        })
+}
+
+impl Forms {
+    pub fn of(bits: u32) -> &'static Forms {
+        static FORMS: [OnceLock<Forms>; 2] = [const { OnceLock::new() }; 2];
+        FORMS[usize::from(bits == 64)].get_or_init(|| Forms::find(bits))
+    }
+
+    fn find(bits: u32) -> Self {
+        let mut rng = SmallRng::seed_from_u64(11);
+        let features = Model::default().features;
+        // With a register and with memory: an instruction has at most one operand in memory.
+        let mut found: BTreeMap<(usize, bool, bool), Instruction> = BTreeMap::new();
+        for _ in 0..700_000 {
+            let bytes = random_bytes(&mut rng, bits);
+            let x = Decoder::with_ip(bits, &bytes, 0, DecoderOptions::NONE).decode();
+            if x.is_invalid() || !features.allows(&x) || !usable(&x) {
+                continue;
+            }
+            let memory = (0..x.op_count()).any(|n| x.op_kind(n) == OpKind::Memory);
+            found.entry((x.code() as usize, memory, x.has_lock_prefix())).or_insert(x);
+        }
+        let mut groups: [Vec<Instruction>; 4] = Default::default();
+        for x in found.into_values() {
+            let registers = |f: fn(Register) -> bool| {
+                (0..x.op_count()).any(|n| x.op_kind(n) == OpKind::Register && f(x.op_register(n)))
+            };
+            let group = match x.mnemonic() {
+                m if kernel(m) && !registers(|r| !r.is_gpr()) => 0,
+                m if format!("{m:?}").starts_with('F') && m != Mnemonic::Femms => 3,
+                _ if registers(Register::is_vector_register) || registers(Register::is_mm) => 2,
+                _ => 1,
+            };
+            groups[group].push(x);
+        }
+        Forms { groups }
+    }
+}
+
+fn random_bytes(rng: &mut SmallRng, bits: u32) -> [u8; 20] {
+    let mut head = Vec::new();
+    for (byte, odds) in [(0xF0, 12), (0x66, 3)] {
+        if rng.random_ratio(1, odds) {
+            head.push(byte);
+        }
+    }
+    match rng.random_range(0..8) {
+        0 | 1 => head.push(0xF2),
+        2 | 3 => head.push(0xF3),
+        _ => {}
+    }
+    if bits == 64 && rng.random_ratio(1, 2) {
+        head.push(0x40 | rng.random::<u8>() & 15);
+    }
+    match rng.random_range(0..8) {
+        0..3 => {}
+        3..6 => head.push(0x0F),
+        6 => head.extend([0x0F, 0x38]),
+        _ => head.extend([0x0F, 0x3A]),
+    }
+    let mut bytes = [0; 20];
+    rng.fill(&mut bytes[..]);
+    bytes[..head.len()].copy_from_slice(&head);
+    bytes
+}
+
+/// Whether an instruction writes any of the registers whose numbers are set in `reserved`.
+pub fn writes(x: &Instruction, reserved: u32) -> bool {
+    let mut factory = InstructionInfoFactory::new();
+    factory.info(x).used_registers().iter().any(|used| {
+        let written = !matches!(used.access(), OpAccess::Read | OpAccess::CondRead | OpAccess::None);
+        let full = used.register().full_register();
+        written && full.is_gpr() && reserved >> full.number() & 1 != 0
+    })
+}
+
+/// Another register of the same kind.
+pub fn like(rng: &mut SmallRng, r: Register, bits: u32) -> Register {
+    let n = if bits == 64 { 16 } else { 8 };
+    let pick = |rng: &mut SmallRng, first: Register, n: u32| {
+        Register::try_from(first as usize + rng.random_range(0..n) as usize).unwrap_or(r)
+    };
+    if r.is_gpr8() {
+        // AL to BH, then SPL to R15L.
+        pick(rng, Register::AL, if bits == 64 { 20 } else { 8 })
+    } else if r.is_gpr16() {
+        pick(rng, Register::AX, n)
+    } else if r.is_gpr32() {
+        pick(rng, Register::EAX, n)
+    } else if r.is_gpr64() {
+        pick(rng, Register::RAX, n)
+    } else if r.is_xmm() {
+        pick(rng, Register::XMM0, n.min(6))
+    } else if r.is_mm() {
+        pick(rng, Register::MM0, 8)
+    } else if r.is_st() {
+        pick(rng, Register::ST0, 8)
+    } else {
+        r
+    }
+}
+
+/// A general register of so many bytes by number.
+pub fn register(number: usize, bytes: usize) -> Register {
+    let first = match bytes {
+        1 => Register::AL,
+        2 => Register::AX,
+        4 => Register::EAX,
+        _ => Register::RAX,
+    };
+    // Without AH to BH: SPL follows BH.
+    let skip = if bytes == 1 && number >= 4 { 4 } else { 0 };
+    Register::try_from(first as usize + number + skip).expect("a register")
+}
+
+/// Jcc rel32 of a condition number.
+pub fn jcc(number: usize, bits: u32) -> Code {
+    const WIDE: [Code; 16] = [
+        Code::Jo_rel32_64,
+        Code::Jno_rel32_64,
+        Code::Jb_rel32_64,
+        Code::Jae_rel32_64,
+        Code::Je_rel32_64,
+        Code::Jne_rel32_64,
+        Code::Jbe_rel32_64,
+        Code::Ja_rel32_64,
+        Code::Js_rel32_64,
+        Code::Jns_rel32_64,
+        Code::Jp_rel32_64,
+        Code::Jnp_rel32_64,
+        Code::Jl_rel32_64,
+        Code::Jge_rel32_64,
+        Code::Jle_rel32_64,
+        Code::Jg_rel32_64,
+    ];
+    const NARROW: [Code; 16] = [
+        Code::Jo_rel32_32,
+        Code::Jno_rel32_32,
+        Code::Jb_rel32_32,
+        Code::Jae_rel32_32,
+        Code::Je_rel32_32,
+        Code::Jne_rel32_32,
+        Code::Jbe_rel32_32,
+        Code::Ja_rel32_32,
+        Code::Js_rel32_32,
+        Code::Jns_rel32_32,
+        Code::Jp_rel32_32,
+        Code::Jnp_rel32_32,
+        Code::Jl_rel32_32,
+        Code::Jge_rel32_32,
+        Code::Jle_rel32_32,
+        Code::Jg_rel32_32,
+    ];
+    if bits == 64 { WIDE[number & 15] } else { NARROW[number & 15] }
+}

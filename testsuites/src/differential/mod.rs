@@ -1,0 +1,211 @@
+//! The translator against the interpreter: random programs run on both with the same budgets; at every stop the whole
+//! state must agree, now and then and at the end RAM and what went to the bus too.
+//!
+//! A case is a seed. A failing one is traced to the first stop that differs, and to the region that does it; what
+//! is printed ends with the command that runs only it. Environment: `TRIMARAN_CASES` (how many), `TRIMARAN_SEED` (of
+//! the first), `TRIMARAN_ONLY` (prefix of iced's name of an instruction form, lower case: random instructions are
+//! only those), `TRIMARAN_ENGINE` (one of [`TIERS`], for only that).
+
+mod assembler;
+pub mod compare;
+mod forms;
+mod generate;
+pub mod kept;
+pub mod kernel;
+mod operands;
+pub mod shrink;
+mod values;
+
+use crate::engine;
+use crate::flat::Machine;
+use generate::Program;
+use kernel::{INTERRUPT, at};
+use rand::rngs::SmallRng;
+use rand::{Rng, SeedableRng};
+use std::collections::BTreeMap;
+use trimaran_cpu::engine::{EngineFactory, Interpreter, Stop};
+use trimaran_jit::{Jit, JitOptions, Tier};
+
+/// The engines that are compared with the interpreter, by the names of [`engine::named`].
+pub const TIERS: [&str; 3] = ["jit-emit", "jit-cranelift", "jit-all"];
+
+/// How long a program runs at most.
+const LIMIT: u64 = 20_000;
+
+/// A program with the budgets that it is run with.
+pub struct Case {
+    pub seed: u64,
+    pub program: Program,
+    /// Budget, and whether a device interrupts before it is spent.
+    pub slices: Vec<(u64, bool)>,
+}
+
+impl Case {
+    pub fn new(seed: u64, only: Option<&str>) -> Self {
+        let mut rng = SmallRng::seed_from_u64(!seed);
+        let (limit, longest) = match rng.random_range(0..4) {
+            0 => (LIMIT, LIMIT),
+            1 => (2_000, 9),
+            2 => (LIMIT, 300),
+            _ => (LIMIT, 3_000),
+        };
+        let interrupts = rng.random_ratio(1, 3);
+        let mut slices = Vec::new();
+        let mut sum = 0;
+        while sum < limit {
+            let n = if longest == LIMIT { LIMIT } else { rng.random_range(1..=longest) };
+            slices.push((n, interrupts && rng.random_ratio(1, 8)));
+            sum += n;
+        }
+        Case { seed, program: generate::program(seed, only), slices }
+    }
+
+    /// The options of a translator for this case: everything is translated soon.
+    pub fn options(&self, tier: &str) -> JitOptions {
+        let mut rng = SmallRng::seed_from_u64(self.seed ^ 0x5EED);
+        let mut options = engine::options(tier).unwrap_or_default();
+        options.warm = rng.random_range(1..4);
+        options.hot = rng.random_range(2..30);
+        options.code_cache = if rng.random_ratio(1, 6) { 1 << 16 } else { 1 << 20 };
+        options.no_links = rng.random_ratio(1, 10);
+        // With both tiers the second works in the background, or not at all.
+        options.foreground = options.tier != Tier::All;
+        options
+    }
+
+    /// A machine with the program in it.
+    pub fn machine(&self, factory: &dyn EngineFactory) -> Machine {
+        let mut m = Machine::new(factory, at::RAM, at::MMIO..at::MMIO + 0x2000);
+        for (address, bytes) in self.program.images() {
+            assert!(m.ram.write(*address, bytes));
+        }
+        self.program.enter(m.engine.state());
+        m.engine.state_changed();
+        m
+    }
+}
+
+/// Where two machines came apart.
+#[derive(Debug)]
+pub struct Difference {
+    /// The slice after which they differ.
+    pub slice: usize,
+    pub lines: Vec<String>,
+}
+
+/// One slice.
+pub fn step(m: &mut Machine, (budget, interrupt): (u64, bool)) -> Stop {
+    if interrupt {
+        m.bus.raise(INTERRUPT);
+    }
+    m.engine.run(budget)
+}
+
+/// Runs a case on two machines. RAM is compared after every `often` slices and at the end.
+pub fn lockstep(
+    case: &Case,
+    slices: &[(u64, bool)],
+    engine: &dyn EngineFactory,
+    often: usize,
+) -> (Option<Difference>, u64) {
+    let mut want = case.machine(&Interpreter);
+    let mut got = case.machine(engine);
+    let mut found = None;
+    for (n, &slice) in slices.iter().enumerate() {
+        let (a, b) = (step(&mut want, slice), step(&mut got, slice));
+        let mut lines = compare::states(want.engine.state(), got.engine.state());
+        if a != b {
+            lines.push(format!("run: interpreter {a:?}, translator {b:?}"));
+        }
+        let ended = a != Stop::Budget || n + 1 == slices.len();
+        if ended || n % often == often - 1 || !lines.is_empty() {
+            lines.extend(compare::memories(&case.program.world, &want, &got));
+        }
+        if !lines.is_empty() {
+            found = Some(Difference { slice: n, lines });
+        }
+        if ended || found.is_some() {
+            break;
+        }
+    }
+    (found, translated(&got))
+}
+
+/// Instructions that ran in translated code.
+pub fn translated(m: &Machine) -> u64 {
+    let text = m.engine.describe_translator();
+    let line = text.lines().find(|l| l.contains("instructions in translated code"));
+    line.and_then(|l| l.split_whitespace().next()?.parse().ok()).unwrap_or(0)
+}
+
+/// What a run found.
+#[derive(Default)]
+pub struct Report {
+    pub cases: u64,
+    /// Instructions that ran in translated code.
+    pub translated: u64,
+    pub failures: Vec<String>,
+}
+
+/// Runs the cases of these seeds on a tier.
+pub fn run(tier: &str, seeds: impl Iterator<Item = u64>, only: Option<&str>) -> Report {
+    let mut report = Report::default();
+    for seed in seeds {
+        let case = Case::new(seed, only);
+        let options = case.options(tier);
+        let (found, translated) = lockstep(&case, &case.slices, &Jit { options }, 16);
+        report.cases += 1;
+        report.translated += translated;
+        if let Some(difference) = found {
+            report.failures.push(shrink::describe(&case, tier, options, &difference));
+            if report.failures.len() >= 5 {
+                break;
+            }
+        }
+    }
+    report
+}
+
+/// What the programs of some seeds do, on the interpreter: so that a test can tell that they are worth running.
+#[derive(Debug, Default)]
+pub struct Survey {
+    pub retired: u64,
+    /// Programs that came to their end, that ran out of budget, that shut the processor down.
+    pub ended: u64,
+    pub stopped: u64,
+    pub shut_down: u64,
+    /// Logged exceptions by vector.
+    pub vectors: BTreeMap<u8, u64>,
+    pub interrupts: u64,
+    pub code_invalidations: u64,
+    pub flushes: u64,
+    pub mmio: u64,
+}
+
+/// See [`Survey`].
+pub fn survey(seeds: impl Iterator<Item = u64>) -> Survey {
+    let mut s = Survey::default();
+    for seed in seeds {
+        let case = Case::new(seed, None);
+        let mut m = case.machine(&Interpreter);
+        let stops: Vec<Stop> = case.slices.iter().map(|&slice| step(&mut m, slice)).collect();
+        match stops.last() {
+            Some(Stop::Halted) => s.ended += 1,
+            Some(Stop::Shutdown) => s.shut_down += 1,
+            _ => s.stopped += 1,
+        }
+        let counters = m.engine.counters();
+        s.retired += m.engine.state().retired;
+        s.interrupts += counters.interrupts;
+        s.code_invalidations += counters.code_invalidations;
+        s.flushes += counters.tlb_flushes;
+        s.mmio += counters.mmio;
+        let (stride, vector) = if case.program.world.bits() == 64 { (184, 120) } else { (64, 32) };
+        for at in (at::LOG + vector..at::LOG_END).step_by(stride) {
+            let mut bytes = [0; 2];
+            m.ram.read(at, &mut bytes);
+            *s.vectors.entry(bytes[0]).or_default() += 1;
+        }
+    }
+    s
+}

@@ -1,0 +1,3 @@
+//! The translator against the interpreter; see `trimaran_testsuites::differential`.
+
+mod random;

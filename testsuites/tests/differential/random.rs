@@ -1,0 +1,128 @@
+//! Random programs.
+
+use trimaran_cpu::engine::{Engine, EngineFactory, Interpreter, Stop};
+use trimaran_cpu::state::{CpuState, RFlags};
+use trimaran_cpu::{Counters, VcpuConfig};
+use trimaran_testsuites::differential::{Case, TIERS, kept, lockstep, run, survey};
+
+fn number(name: &str) -> Option<u64> {
+    std::env::var(name).ok().and_then(|v| v.parse().ok())
+}
+
+fn random(tier: &str) {
+    if std::env::var("TRIMARAN_ENGINE").is_ok_and(|wanted| wanted != tier && TIERS.contains(&wanted.as_str()))
+    {
+        println!("skipped: TRIMARAN_ENGINE asks for another tier than {tier}");
+        return;
+    }
+    let only = std::env::var("TRIMARAN_ONLY").ok();
+    let first = number("TRIMARAN_SEED").unwrap_or(1);
+    let cases = number("TRIMARAN_CASES").unwrap_or(60);
+    let kept = kept::SEEDS.iter().copied().filter(|_| number("TRIMARAN_SEED").is_none());
+    let report = run(tier, kept.chain(first..first + cases), only.as_deref());
+    println!("{tier}: {} programs, {} instructions in translated code", report.cases, report.translated);
+    assert!(report.failures.is_empty(), "{}", report.failures.join("\n\n"));
+}
+
+#[test]
+#[cfg(target_arch = "x86_64")]
+fn random_programs_emitted() {
+    random("jit-emit");
+}
+
+#[test]
+fn random_programs_by_cranelift() {
+    random("jit-cranelift");
+}
+
+#[test]
+fn random_programs_on_all_tiers() {
+    random("jit-all");
+}
+
+/// The programs of the tests above do run in translated code.
+#[test]
+#[ignore = "the back ends are not there yet"]
+fn programs_are_translated() {
+    for tier in TIERS {
+        let report = run(tier, 1..20, None);
+        assert!(report.translated > 50_000, "{tier}: {} instructions in translated code", report.translated);
+    }
+}
+
+/// The programs meet what they are meant to meet.
+#[test]
+fn the_programs_are_worth_running() {
+    let s = survey(1..301);
+    println!("{s:?}");
+    assert!(s.ended > 80 && s.shut_down < 15, "{s:?}");
+    assert!(s.retired > 300 * 1000, "{s:?}");
+    for vector in [0, 3, 6, 13, 14, 80] {
+        assert!(s.vectors.get(&vector).is_some_and(|&n| n >= 5), "vector {vector}: {s:?}");
+    }
+    assert!(s.code_invalidations > 300 && s.flushes > 300 && s.mmio > 300 && s.interrupts > 30, "{s:?}");
+}
+
+/// An interpreter that once gets one bit wrong.
+struct Wrong(Box<dyn Engine>, fn(&mut CpuState));
+
+impl Engine for Wrong {
+    fn run(&mut self, budget: u64) -> Stop {
+        let before = self.state().retired;
+        let stop = self.0.run(budget);
+        let after = self.state().retired;
+        if (before..after).contains(&500) {
+            (self.1)(self.0.state());
+            self.0.state_changed();
+        }
+        stop
+    }
+    fn state(&mut self) -> &mut CpuState {
+        self.0.state()
+    }
+    fn state_changed(&mut self) {
+        self.0.state_changed();
+    }
+    fn probe(&mut self, linear: u64) -> Option<u64> {
+        self.0.probe(linear)
+    }
+    fn counters(&self) -> Counters {
+        self.0.counters()
+    }
+    fn name(&self) -> &'static str {
+        "wrong"
+    }
+    fn describe_tlb(&self) -> String {
+        self.0.describe_tlb()
+    }
+}
+
+struct WrongFactory(fn(&mut CpuState));
+
+impl EngineFactory for WrongFactory {
+    fn name(&self) -> &'static str {
+        "wrong"
+    }
+    fn create(&self, config: VcpuConfig) -> Box<dyn Engine> {
+        Box::new(Wrong(Interpreter.create(config), self.0))
+    }
+}
+
+/// The comparison sees one wrong bit wherever it is.
+#[test]
+fn a_wrong_engine_is_found() {
+    let case = (1..).map(|seed| Case::new(seed, None)).find(|c| c.slices.len() > 40).expect("a sliced case");
+    let mistakes: [fn(&mut CpuState); 6] = [
+        |s| s.gpr[15] ^= 1 << 40,
+        |s| s.rflags.toggle(RFlags::AF),
+        |s| s.zmm[7][1] ^= 1,
+        |s| s.x87.registers[5].sign_exponent ^= 1,
+        |s| s.retired += 1,
+        |s| s.mxcsr ^= 1,
+    ];
+    assert!(lockstep(&case, &case.slices, &Interpreter, 1).0.is_none());
+    for (n, mistake) in mistakes.into_iter().enumerate() {
+        let found = lockstep(&case, &case.slices, &WrongFactory(mistake), 1).0;
+        assert!(found.is_some_and(|f| f.lines.len() == 1), "mistake {n}");
+    }
+}
