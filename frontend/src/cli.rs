@@ -41,6 +41,9 @@ pub struct Options {
     /// Name translated code in /tmp/perf-PID.map, for Linux' perf
     #[arg(long, help_heading = "Translator")]
     pub perf_map: bool,
+    /// Print the region that is entered at this address: guest and host instructions
+    #[arg(long, value_name = "RIP", value_parser = parse_address, help_heading = "Translator")]
+    pub dump_region: Option<u64>,
     /// Translate only the first N regions: finds the one that goes wrong
     #[arg(long, value_name = "N", help_heading = "Translator")]
     pub first_regions: Option<u64>,
@@ -181,6 +184,11 @@ impl Options {
         }
         Options::parse_from(arguments)
     }
+}
+
+fn parse_address(text: &str) -> Result<u64, String> {
+    let digits = text.trim().trim_start_matches("0x");
+    u64::from_str_radix(digits, 16).map_err(|_| "give a linear address in hexadecimal".to_string())
 }
 
 fn parse_memory(text: &str) -> Result<u64, String> {

@@ -69,6 +69,7 @@ fn engine(options: &Options) -> Arc<dyn EngineFactory> {
     }
     let mut jit = Jit::default();
     jit.options.code_cache = usize::try_from(options.code_cache).unwrap_or(usize::MAX);
+    jit.options.dump_region = options.dump_region;
     jit.options.perf_map = options.perf_map;
     jit.options.first_regions = options.first_regions;
     jit.options.no_links = options.no_links;

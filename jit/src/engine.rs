@@ -44,6 +44,8 @@ pub struct JitOptions {
     pub first_regions: Option<u64>,
     /// Regions are never linked: for bisecting.
     pub no_links: bool,
+    /// A region that is entered here is printed.
+    pub dump_region: Option<u64>,
     /// Translated code is named for `perf`.
     pub perf_map: bool,
     /// Cranelift compiles while the guest waits, for tests.
@@ -59,6 +61,7 @@ impl Default for JitOptions {
             hot: 4096,
             first_regions: None,
             no_links: false,
+            dump_region: None,
             perf_map: false,
             foreground: false,
         }

@@ -13,6 +13,7 @@ pub mod cranelift;
 pub mod emitter;
 mod engine;
 mod links;
+mod listing;
 mod perf_map;
 pub mod region;
 pub mod runtime;

@@ -10,6 +10,7 @@ use crate::background::{Background, Request};
 use crate::buffer::CodeBuffer;
 use crate::cranelift::Cranelift;
 use crate::engine::{JitOptions, Tier};
+use crate::listing;
 use crate::links::{Links, SlotName, leads_to};
 use crate::perf_map::PerfMap;
 use crate::region::{Limits, Region};
@@ -250,8 +251,13 @@ impl Translations {
             self.add_to_page(v, id, region.page2, region.generation2);
         }
         self.by_offset.insert(at, id);
+        let rip = v.state.gpr[gpr::RIP];
+        if self.options.dump_region == Some(rip) {
+            let (guest, host) = (listing::guest(&region, &v.ram, rip), listing::host(&code.bytes, entry as u64));
+            eprintln!("region {rip:#x}\n{guest}host code, {} bytes:\n{host}", code.bytes.len());
+        }
         if let Some(map) = &mut self.perf_map {
-            map.add(entry, code.bytes.len(), v.state.gpr[gpr::RIP], counted);
+            map.add(entry, code.bytes.len(), rip, counted);
         }
         v.block_mut(block)?.translation = id;
         let (incoming, jumps) = (Vec::new(), Vec::new());
