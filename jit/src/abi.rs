@@ -108,6 +108,9 @@ pub struct Runtime {
     pub refill: usize,
     /// [`crate::runtime::settle_flags`].
     pub settle_flags: usize,
+    /// The emitter's thunks (`emitter/miss.rs`); 0 where there is no emitter.
+    pub miss: usize,
+    pub settle_keeping: usize,
 }
 
 /// What a back end is asked to translate.

@@ -18,6 +18,11 @@ pub fn install(buffer: &mut CodeBuffer) -> Option<Runtime> {
     #[cfg(not(target_arch = "x86_64"))]
     let (trampoline, unlinked) =
         (put(&crate::cranelift::stubs::trampoline())?, put(&crate::cranelift::stubs::unlinked())?);
+    #[cfg(target_arch = "x86_64")]
+    let (miss, settle_keeping) =
+        (put(&crate::emitter::miss::miss_thunk())?, put(&crate::emitter::miss::settle_thunk())?);
+    #[cfg(not(target_arch = "x86_64"))]
+    let (miss, settle_keeping) = (0, 0);
     Some(Runtime {
         trampoline,
         unlinked,
@@ -25,6 +30,8 @@ pub fn install(buffer: &mut CodeBuffer) -> Option<Runtime> {
         run_last: runtime::run_last as *const () as usize,
         refill: runtime::refill as *const () as usize,
         settle_flags: runtime::settle_flags as *const () as usize,
+        miss,
+        settle_keeping,
     })
 }
 
@@ -42,7 +49,7 @@ mod x86_64 {
         dynasm!(a
             ; .arch x64
             ; push rbx ; push rbp ; push r12 ; push r13 ; push r14 ; push r15
-            ; push 0x1F80
+            ; push DWORD 0x1F80
             ; ldmxcsr [rsp]
             ; call rdx
             ; add rsp, 8

@@ -1,0 +1,391 @@
+//! Blocks and the ways between them and out: budget, branches, slots, indirect jumps, helpers.
+
+use super::encode::{Alu, Label, RAX, RCX, RDX, RSI, Sh, at, cc, field};
+use super::flag_state::FlagState;
+use super::miss;
+use super::ops::Leave;
+use super::registers::{Emitter, State};
+use super::snapshot::Keep;
+use super::value::Val;
+use crate::abi::{self, JUMP_ENTRIES, JumpEntry, Slot};
+use crate::region::{End, Target};
+use trimaran_cpu::insn::{Insn, W, prefix};
+use trimaran_cpu::kernels::{Kernel, perform};
+use trimaran_cpu::state::gpr;
+use trimaran_cpu::translate::offset;
+
+const RIP: usize = offset::gpr(gpr::RIP);
+
+/// Whether an instruction goes to the interpreter's handler.
+fn is_helper(i: &Insn) -> bool {
+    use Kernel::{Call, CallIndirect, Helper, Lea, Leave, Nop, Pop, Push, Ret};
+    let stack = matches!(i.kernel, Push | Pop | Call | CallIndirect | Ret | Leave);
+    let memory = i.memory() && !matches!(i.kernel, Lea | Nop);
+    i.kernel == Helper
+        || i.form >= trimaran_cpu::interp::form::LOCKED_REG
+        || memory && i.has(prefix::CHECKED)
+        || stack && i.prefix & (prefix::CHECKED_STACK | prefix::STACK16) != 0
+}
+
+impl Emitter<'_> {
+    /// Instructions of the block that are charged and have not run, the running one among them.
+    pub fn rest(&self) -> i64 {
+        (self.job.region.blocks[self.block].insns.len() - self.number) as i64
+    }
+
+    /// Emits code into the cold part, from the state as it is; the state is as before afterwards.
+    fn aside(&mut self, f: impl FnOnce(&mut Self)) {
+        let nested = self.in_cold;
+        let over = self.labels.make();
+        if nested {
+            self.asm.jmp(over);
+        }
+        let computed = self.exprs.computed.len();
+        let state = self.state.clone();
+        let (busy, pins, known, host_flags) = (self.busy, self.pins, self.flags_known, self.host_flags);
+        if nested {
+            f(self);
+            self.asm.bind(over);
+        } else {
+            self.cold.clobbered = self.asm.clobbered;
+            std::mem::swap(&mut self.asm, &mut self.cold);
+            self.in_cold = true;
+            f(self);
+            self.in_cold = false;
+            std::mem::swap(&mut self.asm, &mut self.cold);
+            self.cold.bind(over);
+        }
+        (self.busy, self.pins, self.flags_known, self.host_flags) = (busy, pins, known, host_flags);
+        self.state = state;
+        for k in self.exprs.computed.drain(computed..) {
+            self.exprs.nodes[usize::from(k)].host = None;
+        }
+    }
+
+    fn write_all(&mut self) {
+        self.write_flags();
+        self.write_registers();
+    }
+
+    /// Moves RIP in memory.
+    fn move_rip(&mut self, delta: i64) {
+        if delta == 0 {
+            return;
+        }
+        let w = if self.code64 { W::Q } else { W::D };
+        match i32::try_from(delta) {
+            Ok(delta) => self.asm.alu_mem_imm(Alu::Add, w, field(RIP), delta),
+            Err(_) => {
+                self.asm.mov_imm(RAX, delta as u64);
+                self.asm.alu_load(Alu::Add, w, RAX, field(RIP));
+                self.asm.store(w, field(RIP), RAX);
+            }
+        }
+    }
+
+    // ---- ways out
+
+    fn exit(&mut self, slot: usize, delta: i64, far: bool) {
+        self.write_all();
+        self.move_rip(delta);
+        self.asm.mov_imm(RDX, (self.job.slots + slot * Slot::SIZE) as u64);
+        if far {
+            self.asm.load(W::Q, RAX, field(RIP));
+            self.asm.alu_load(Alu::Cmp, W::Q, RAX, at(RDX, Slot::ADDRESS as i32));
+            self.asm.jcc(cc::NE, self.common.unlinked);
+        }
+        self.asm.jmp_mem(at(RDX, Slot::CODE as i32));
+    }
+
+    /// Leaves with RIP at `delta`.
+    fn stop(&mut self, delta: i64, how: Label) {
+        self.write_all();
+        self.move_rip(delta);
+        self.asm.jmp(how);
+    }
+
+    /// Leaves where something wants attention, with RIP at the entry.
+    fn attention(&mut self) {
+        let wanted = self.labels.make();
+        self.asm.load(W::Q, RAX, field(offset::ATTENTION));
+        self.asm.load(W::D, RAX, at(RAX, 0));
+        self.asm.test_mem(RAX, field(offset::ATTENTION_MASK));
+        self.asm.jcc(cc::NE, wanted);
+        self.aside(|e| {
+            e.asm.bind(wanted);
+            e.stop(0, e.common.stop);
+        });
+    }
+
+    fn count(&mut self, entry: bool) {
+        let Some(counter) = self.job.counter else { return };
+        let hot = self.labels.make();
+        self.asm.mov_imm(RAX, counter as u64);
+        self.asm.alu_mem_imm(Alu::Sub, W::D, at(RAX, 0), 1);
+        self.asm.jcc(cc::E, hot);
+        self.aside(|e| {
+            e.asm.bind(hot);
+            if entry {
+                e.asm.store(W::Q, field(offset::BUDGET), RSI);
+                e.asm.mov_imm(RAX, abi::HOT);
+                e.asm.ret();
+            } else {
+                e.stop(0, e.common.lookup);
+            }
+        });
+    }
+
+    /// Takes a block's instructions off the budget.
+    fn charge(&mut self, n: i32, delta: i64) {
+        let short = self.labels.make();
+        self.asm.alu_imm(Alu::Sub, W::Q, RSI, n);
+        self.asm.jcc(cc::S, short);
+        self.aside(|e| {
+            e.asm.bind(short);
+            e.asm.alu_imm(Alu::Add, W::Q, RSI, n);
+            e.stop(delta, e.common.stop);
+        });
+    }
+
+    /// Goes on at a target; `next`: the block whose code follows.
+    fn go(&mut self, target: Target, next: usize, starts: &[Label]) {
+        match target {
+            Target::Exit { slot, delta, far } => self.exit(slot, delta, far),
+            Target::Block(n) if n == next && n < starts.len() => {}
+            Target::Block(0) => {
+                self.attention();
+                self.count(false);
+                self.write_all();
+                self.asm.jmp(starts[0]);
+            }
+            Target::Block(n) => {
+                self.write_all();
+                self.asm.jmp(starts[n]);
+            }
+        }
+    }
+
+    fn branch(&mut self, bit: super::value::Bit, taken: Target, not_taken: Target, starts: &[Label]) {
+        let next = self.block + 1;
+        let mut code = self.test_bit(bit);
+        // What follows, or stays in the region, needs no jump out of line.
+        let follows = |t| matches!(t, Target::Block(n) if n == next);
+        let inside = |t| matches!(t, Target::Block(_));
+        let (mut aside, mut onward) = (taken, not_taken);
+        if follows(taken) || inside(taken) && !inside(not_taken) {
+            (aside, onward) = (not_taken, taken);
+            code ^= 1;
+        }
+        let away = self.labels.make();
+        self.asm.jcc(code, away);
+        self.aside(|e| {
+            e.asm.bind(away);
+            e.go(aside, usize::MAX, starts);
+        });
+        self.go(onward, next, starts);
+    }
+
+    /// Goes on wherever a value says.
+    fn jump_to(&mut self, target: Val) {
+        let h = self.force_clean(target, self.insn().width());
+        self.write_all();
+        self.asm.store(W::Q, field(RIP), h);
+        let miss = self.common.lookup;
+        // `abi::jump_index`.
+        self.asm.mov(W::Q, RAX, h);
+        self.asm.shift_imm(Sh::Shr, W::Q, RAX, 12);
+        self.asm.alu(Alu::Xor, W::D, RAX, h);
+        self.asm.alu_imm(Alu::And, W::D, RAX, JUMP_ENTRIES as i32 - 1);
+        self.asm.shift_imm(Sh::Shl, W::D, RAX, size_of::<JumpEntry>().trailing_zeros() as u8);
+        self.asm.alu_load(Alu::Add, W::Q, RAX, field(offset::JUMP_TABLE));
+        self.asm.load(W::Q, RCX, field(offset::SALT));
+        self.asm.alu(Alu::Xor, W::Q, RCX, h);
+        self.asm.alu_load(Alu::Cmp, W::Q, RCX, at(RAX, std::mem::offset_of!(JumpEntry, tag) as i32));
+        self.asm.jcc(cc::NE, miss);
+        self.asm.jmp_mem(at(RAX, std::mem::offset_of!(JumpEntry, code) as i32));
+    }
+
+    // ---- helpers
+
+    fn helper_arguments(&mut self, i: &Insn) {
+        self.write_all();
+        self.asm.mov(W::Q, RDX, RSI);
+        self.asm.mov_imm(RSI, std::ptr::from_ref(i) as u64);
+        self.asm.mov_imm(RCX, self.rest() as u64);
+        self.asm.mov_imm(8, self.delta as u64);
+    }
+
+    fn helper(&mut self, i: &Insn) {
+        self.helper_arguments(i);
+        self.asm.call(self.common.helper);
+        self.asm.jcc(cc::S, self.common.done);
+        self.state.drop_registers();
+        self.state.flags = FlagState::SETTLED;
+        self.flags_known = false;
+    }
+
+    /// The last instruction of a block by the interpreter, and out.
+    fn run_last(&mut self, i: &Insn) {
+        self.helper_arguments(i);
+        self.asm.mov_imm(RAX, self.job.runtime.run_last as u64);
+        // One word more keeps the stack aligned.
+        self.asm.push(RAX);
+        self.asm.call_reg(RAX);
+        self.asm.pop(RAX);
+        self.asm.jmp(self.common.done);
+    }
+
+    // ---- blocks
+
+    /// All of the region.
+    pub fn region(&mut self) {
+        let region = self.job.region;
+        let starts: Vec<Label> = region.blocks.iter().map(|_| self.labels.make()).collect();
+        // Blocks that are entered by more than falling into them.
+        let mut joined = vec![false; region.blocks.len()];
+        for (n, block) in region.blocks.iter().enumerate() {
+            let mut note = |t| match t {
+                Target::Block(m) if m != n + 1 => joined[m] = true,
+                _ => {}
+            };
+            match block.end {
+                End::Goto(t) => note(t),
+                End::Branch { taken, not_taken } => {
+                    note(taken);
+                    note(not_taken);
+                    if taken == not_taken {
+                        joined[n + 1..].iter_mut().take(1).for_each(|j| *j = true);
+                    }
+                }
+                End::Indirect | End::Dispatcher => {}
+            }
+        }
+        self.attention();
+        self.count(true);
+        // Whether the code before runs into the block.
+        let mut flows = true;
+        for (n, block) in region.blocks.iter().enumerate() {
+            (self.block, self.number, self.delta) = (n, 0, block.delta);
+            if joined[n] || !flows {
+                if flows {
+                    self.write_all();
+                }
+                self.state = State::new(FlagState::UNKNOWN);
+                self.flags_known = false;
+                self.asm.bind(starts[n]);
+            }
+            self.instruction_ends();
+            self.charge(block.insns.len() as i32, block.delta);
+            flows = self.instructions(&starts);
+            if self.failed.is_some() {
+                return;
+            }
+        }
+    }
+
+    /// The running block's instructions; returns whether code flows into the next block.
+    fn instructions(&mut self, starts: &[Label]) -> bool {
+        let block = &self.job.region.blocks[self.block];
+        let Some(last) = block.insns.len().checked_sub(1) else {
+            self.fail("an empty block");
+            return false;
+        };
+        for (number, i) in block.insns.iter().enumerate() {
+            self.number = number;
+            self.leave = Leave::No;
+            let helper = is_helper(i);
+            let control = matches!(
+                i.kernel,
+                Kernel::Jmp
+                    | Kernel::Jcc
+                    | Kernel::Call
+                    | Kernel::Loop
+                    | Kernel::Jrcxz
+                    | Kernel::Ret
+                    | Kernel::JmpIndirect
+                    | Kernel::CallIndirect
+            );
+            if number == last && (block.end == End::Dispatcher || helper && control) {
+                self.run_last(i);
+                return false;
+            }
+            if helper {
+                self.helper(i);
+            } else {
+                let Ok(_) = perform(i.kernel, self, i);
+            }
+            if number == last {
+                break;
+            }
+            self.delta += i64::from(i.len);
+            self.instruction_ends();
+            if self.failed.is_some() {
+                return false;
+            }
+        }
+        // The state between this block and the next: the branch's own needs are still held.
+        self.pins |= self.state.flags.pins(&self.exprs);
+        let next = self.block + 1;
+        match (block.end, self.leave) {
+            (End::Goto(target), Leave::No | Leave::Jump) => {
+                self.go(target, next, starts);
+                target == Target::Block(next)
+            }
+            (End::Branch { taken, not_taken }, Leave::Branch(bit)) => {
+                self.branch(bit, taken, not_taken, starts);
+                taken == Target::Block(next) || not_taken == Target::Block(next)
+            }
+            (End::Indirect, Leave::To(target)) => {
+                self.jump_to(target);
+                false
+            }
+            _ => {
+                self.fail("a block that ends otherwise than its last instruction");
+                false
+            }
+        }
+    }
+
+    /// What stands once at the end; `keep` has its final address.
+    pub fn common_code(&mut self, keep: &Keep) {
+        let (c, r) = (self.common, self.job.runtime);
+        let a = &mut self.cold;
+        a.bind(c.miss);
+        a.store(W::Q, field(miss::NUMBER), RAX);
+        a.mov_imm(RAX, std::ptr::from_ref(keep) as u64);
+        a.store(W::Q, field(miss::KEEP), RAX);
+        a.mov_imm(RAX, r.miss as u64);
+        a.jmp_reg(RAX);
+
+        a.bind(c.settle);
+        a.mov_imm(RAX, r.settle_keeping as u64);
+        a.jmp_reg(RAX);
+
+        // RDI stays; RSI becomes the budget, the sign flag that of the result.
+        a.bind(c.helper);
+        a.push(super::encode::RDI);
+        a.push(super::encode::RDI);
+        a.mov_imm(RAX, r.run_helper as u64);
+        a.call_reg(RAX);
+        a.pop(super::encode::RDI);
+        a.pop(super::encode::RDI);
+        a.mov(W::Q, RSI, RAX);
+        a.test(W::Q, RAX, RAX);
+        a.ret();
+
+        a.bind(c.done);
+        a.mov_imm(RAX, abi::DONE);
+        a.ret();
+
+        a.bind(c.unlinked);
+        a.mov_imm(RAX, r.unlinked as u64);
+        a.jmp_reg(RAX);
+
+        for (label, word) in [(c.stop, abi::STOP), (c.lookup, abi::LOOKUP)] {
+            a.bind(label);
+            a.store(W::Q, field(offset::BUDGET), RSI);
+            a.mov_imm(RAX, word);
+            a.ret();
+        }
+    }
+}

@@ -1,0 +1,412 @@
+//! Host instructions as bytes.
+//!
+//! Our own encoder and not dynasmrt's for three reasons: operand width, scale and displacement are known only when a
+//! region is translated, so that each line of dynasm! would stand here four or sixteen times; displacements
+//! take one byte where one is enough; and an instruction costs 1 ns instead of 2.5. The fixed thunks (`miss.rs`)
+//! are dynasm!.
+
+use trimaran_cpu::insn::W;
+
+/// Number of a host register, as encoded.
+pub type Reg = u8;
+pub const RAX: Reg = 0;
+pub const RCX: Reg = 1;
+pub const RDX: Reg = 2;
+pub const RSI: Reg = 6;
+pub const RDI: Reg = 7;
+/// No register.
+pub const NONE: Reg = 0xFF;
+
+/// Host conditions beyond the guest's own, by their encoding.
+pub mod cc {
+    pub const O: u8 = 0;
+    pub const B: u8 = 2;
+    pub const AE: u8 = 3;
+    pub const E: u8 = 4;
+    pub const NE: u8 = 5;
+    pub const A: u8 = 7;
+    pub const S: u8 = 8;
+    pub const P: u8 = 10;
+}
+
+/// The group that shares one encoding: the number is its opcode's bits 3 to 5.
+#[derive(Clone, Copy)]
+pub enum Alu {
+    Add = 0,
+    Or = 1,
+    Adc = 2,
+    Sbb = 3,
+    And = 4,
+    Sub = 5,
+    Xor = 6,
+    Cmp = 7,
+}
+
+/// Shifts by their opcode extension.
+#[derive(Clone, Copy)]
+pub enum Sh {
+    Rol = 0,
+    Ror = 1,
+    Shl = 4,
+    Shr = 5,
+    Sar = 7,
+}
+
+/// A memory operand.
+#[derive(Clone, Copy)]
+pub struct Mem {
+    pub base: Reg,
+    pub index: Reg,
+    /// Shift count.
+    pub scale: u8,
+    pub disp: i32,
+}
+
+/// `[base + disp]`
+pub fn at(base: Reg, disp: i32) -> Mem {
+    Mem { base, index: NONE, scale: 0, disp }
+}
+
+/// A field of the vCPU.
+pub fn field(offset: usize) -> Mem {
+    at(RDI, offset as i32)
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Label(u32);
+
+/// Code in the making. Jumps reach labels of this piece and of one that is appended to it.
+#[derive(Default)]
+pub struct Asm {
+    pub bytes: Vec<u8>,
+    fixups: Vec<(u32, Label)>,
+    bound: Vec<(Label, u32)>,
+    /// Whether flags were changed since somebody cleared this.
+    pub clobbered: bool,
+}
+
+/// Hands out labels.
+#[derive(Default)]
+pub struct Labels(u32);
+
+impl Labels {
+    pub fn make(&mut self) -> Label {
+        self.0 += 1;
+        Label(self.0 - 1)
+    }
+}
+
+impl Asm {
+    fn i32(&mut self, v: i32) {
+        self.bytes.extend_from_slice(&v.to_le_bytes());
+    }
+
+    /// Prefixes and opcode. `bytes`: the registers that are used as byte registers.
+    #[inline]
+    fn head(&mut self, w: W, opcode: u32, reg: Reg, index: Reg, base: Reg, bytes: [Reg; 2]) {
+        if w == W::W {
+            self.bytes.push(0x66);
+        }
+        if opcode > 0xFFFF {
+            self.bytes.push((opcode >> 16) as u8);
+        }
+        let high = |r: Reg| if r == NONE { 0 } else { r >> 3 & 1 };
+        let rex = u8::from(w == W::Q) << 3 | high(reg) << 2 | high(index) << 1 | high(base);
+        if rex != 0 || bytes.iter().any(|r| (4..8).contains(r)) {
+            self.bytes.push(0x40 | rex);
+        }
+        if opcode & 0xFF00 != 0 {
+            self.bytes.push((opcode >> 8) as u8);
+        }
+        self.bytes.push(opcode as u8);
+    }
+
+    #[inline]
+    fn rr(&mut self, w: W, opcode: u32, reg: Reg, rm: Reg) {
+        let bytes = if w == W::B { [reg, rm] } else { [NONE; 2] };
+        self.head(w, opcode, reg, NONE, rm, bytes);
+        self.bytes.push(0xC0 | (reg & 7) << 3 | rm & 7);
+    }
+
+    /// As `rr`, where `reg` is an opcode extension.
+    #[inline]
+    fn ext(&mut self, w: W, opcode: u32, n: u8, rm: Reg) {
+        let bytes = if w == W::B { [rm, NONE] } else { [NONE; 2] };
+        self.head(w, opcode, n, NONE, rm, bytes);
+        self.bytes.push(0xC0 | n << 3 | rm & 7);
+    }
+
+    #[inline]
+    fn rm(&mut self, w: W, opcode: u32, reg: Reg, byte: Reg, m: Mem) {
+        self.head(w, opcode, reg, m.index, m.base, [byte, NONE]);
+        let reg = (reg & 7) << 3;
+        if m.base == NONE {
+            // No base: a SIB byte with base 101 and no mode.
+            let index = if m.index == NONE { 4 } else { m.index & 7 };
+            self.bytes.extend_from_slice(&[reg | 4, m.scale << 6 | index << 3 | 5]);
+            return self.i32(m.disp);
+        }
+        let mode = match m.disp {
+            0 if m.base & 7 != 5 => 0,
+            -128..=127 => 0x40,
+            _ => 0x80,
+        };
+        if m.index != NONE {
+            let sib = m.scale << 6 | (m.index & 7) << 3 | m.base & 7;
+            self.bytes.extend_from_slice(&[mode | reg | 4, sib]);
+        } else if m.base & 7 == 4 {
+            self.bytes.extend_from_slice(&[mode | reg | 4, 0x24]);
+        } else {
+            self.bytes.push(mode | reg | m.base & 7);
+        }
+        match mode {
+            0x40 => self.bytes.push(m.disp as u8),
+            0x80 => self.i32(m.disp),
+            _ => {}
+        }
+    }
+
+    /// The opcode of an operation that has its byte form one below.
+    fn sized(w: W, opcode: u32) -> u32 {
+        if w == W::B { opcode & !1 } else { opcode | 1 }
+    }
+    fn byte_reg(w: W, r: Reg) -> Reg {
+        if w == W::B { r } else { NONE }
+    }
+
+    // ---- moves: no flags
+    /// Copies at 32 or 64 bits; at 8 and 16 the rest of `d` stays.
+    pub fn mov(&mut self, w: W, d: Reg, s: Reg) {
+        self.rr(w, Self::sized(w, 0x89), s, d);
+    }
+    pub fn mov_imm(&mut self, d: Reg, v: u64) {
+        if v <= 0xFFFF_FFFF {
+            self.head(W::D, 0xB8 | u32::from(d & 7), NONE, NONE, d, [NONE; 2]);
+            self.i32(v as u32 as i32);
+        } else if v as i64 == i64::from(v as i32) {
+            self.ext(W::Q, 0xC7, 0, d);
+            self.i32(v as i32);
+        } else {
+            self.head(W::Q, 0xB8 | u32::from(d & 7), NONE, NONE, d, [NONE; 2]);
+            self.bytes.extend_from_slice(&v.to_le_bytes());
+        }
+    }
+    /// Loads, zero-extended.
+    pub fn load(&mut self, w: W, d: Reg, m: Mem) {
+        match w {
+            W::B => self.rm(W::D, 0x0FB6, d, NONE, m),
+            W::W => self.rm(W::D, 0x0FB7, d, NONE, m),
+            _ => self.rm(w, 0x8B, d, NONE, m),
+        }
+    }
+    pub fn store(&mut self, w: W, m: Mem, s: Reg) {
+        self.rm(w, Self::sized(w, 0x89), s, Self::byte_reg(w, s), m);
+    }
+    pub fn store_imm(&mut self, w: W, m: Mem, v: i32) {
+        self.rm(w, Self::sized(w, 0xC7), 0, NONE, m);
+        self.imm(w, v);
+    }
+    fn imm(&mut self, w: W, v: i32) {
+        match w {
+            W::B => self.bytes.push(v as u8),
+            W::W => self.bytes.extend_from_slice(&(v as i16).to_le_bytes()),
+            _ => self.i32(v),
+        }
+    }
+    pub fn lea(&mut self, w: W, d: Reg, m: Mem) {
+        self.rm(w, 0x8D, d, NONE, m);
+    }
+    /// Zero-extends to 64 bits.
+    pub fn movzx(&mut self, from: W, d: Reg, s: Reg) {
+        match from {
+            W::B => {
+                self.head(W::D, 0x0FB6, d, NONE, s, [s, NONE]);
+                self.bytes.push(0xC0 | (d & 7) << 3 | s & 7);
+            }
+            W::W => self.rr(W::D, 0x0FB7, d, s),
+            _ => self.mov(from, d, s),
+        }
+    }
+    /// Sign-extends to 32 or 64 bits.
+    pub fn movsx(&mut self, from: W, to: W, d: Reg, s: Reg) {
+        match from {
+            W::B => {
+                self.head(to, 0x0FBE, d, NONE, s, [s, NONE]);
+                self.bytes.push(0xC0 | (d & 7) << 3 | s & 7);
+            }
+            W::W => self.rr(to, 0x0FBF, d, s),
+            _ if to == W::Q && from == W::D => self.rr(W::Q, 0x63, d, s),
+            _ => self.mov(to, d, s),
+        }
+    }
+    pub fn setcc(&mut self, cc: u8, d: Reg) {
+        self.ext(W::B, 0x0F90 | u32::from(cc), 0, d);
+    }
+    pub fn setcc_mem(&mut self, cc: u8, m: Mem) {
+        self.rm(W::B, 0x0F90 | u32::from(cc), 0, NONE, m);
+    }
+    pub fn cmov(&mut self, cc: u8, w: W, d: Reg, s: Reg) {
+        self.rr(w, 0x0F40 | u32::from(cc), d, s);
+    }
+    pub fn bswap(&mut self, w: W, d: Reg) {
+        self.head(w, 0x0FC8 | u32::from(d & 7), NONE, NONE, d, [NONE; 2]);
+    }
+
+    // ---- arithmetic: flags
+    pub fn alu(&mut self, op: Alu, w: W, d: Reg, s: Reg) {
+        self.clobbered = true;
+        self.rr(w, Self::sized(w, (op as u32) << 3 | 1), s, d);
+    }
+    pub fn alu_imm(&mut self, op: Alu, w: W, d: Reg, v: i32) {
+        self.clobbered = true;
+        if w != W::B && i32::from(v as i8) == v {
+            self.ext(w, 0x83, op as u8, d);
+            self.bytes.push(v as u8);
+        } else {
+            self.ext(w, Self::sized(w, 0x81), op as u8, d);
+            self.imm(w, v);
+        }
+    }
+    pub fn alu_load(&mut self, op: Alu, w: W, d: Reg, m: Mem) {
+        self.clobbered = true;
+        self.rm(w, Self::sized(w, (op as u32) << 3 | 3), d, Self::byte_reg(w, d), m);
+    }
+    pub fn alu_mem_imm(&mut self, op: Alu, w: W, m: Mem, v: i32) {
+        self.clobbered = true;
+        if w != W::B && i32::from(v as i8) == v {
+            self.rm(w, 0x83, op as u8, NONE, m);
+            self.bytes.push(v as u8);
+        } else {
+            self.rm(w, Self::sized(w, 0x81), op as u8, NONE, m);
+            self.imm(w, v);
+        }
+    }
+    pub fn test(&mut self, w: W, a: Reg, b: Reg) {
+        self.clobbered = true;
+        self.rr(w, Self::sized(w, 0x85), b, a);
+    }
+    pub fn test_imm(&mut self, w: W, a: Reg, v: i32) {
+        self.clobbered = true;
+        self.ext(w, Self::sized(w, 0xF7), 0, a);
+        self.imm(w, v);
+    }
+    /// `test r32, [m]`
+    pub fn test_mem(&mut self, a: Reg, m: Mem) {
+        self.clobbered = true;
+        self.rm(W::D, 0x85, a, NONE, m);
+    }
+    pub fn bit_test(&mut self, a: Reg, n: u8) {
+        self.clobbered = true;
+        self.ext(W::Q, 0x0FBA, 4, a);
+        self.bytes.push(n);
+    }
+    pub fn shift_imm(&mut self, op: Sh, w: W, d: Reg, n: u8) {
+        self.clobbered = true;
+        self.ext(w, Self::sized(w, 0xC1), op as u8, d);
+        self.bytes.push(n);
+    }
+    pub fn shift_cl(&mut self, op: Sh, w: W, d: Reg) {
+        self.clobbered = true;
+        self.ext(w, Self::sized(w, 0xD3), op as u8, d);
+    }
+    pub fn not(&mut self, w: W, d: Reg) {
+        self.ext(w, Self::sized(w, 0xF7), 2, d);
+    }
+    pub fn neg(&mut self, w: W, d: Reg) {
+        self.clobbered = true;
+        self.ext(w, Self::sized(w, 0xF7), 3, d);
+    }
+    /// RDX:RAX = RAX * s.
+    pub fn mul(&mut self, signed: bool, s: Reg) {
+        self.clobbered = true;
+        self.ext(W::Q, 0xF7, 4 + u8::from(signed), s);
+    }
+    /// d *= s, 16 bits and up.
+    pub fn imul(&mut self, w: W, d: Reg, s: Reg) {
+        self.clobbered = true;
+        self.rr(w, 0x0FAF, d, s);
+    }
+    /// 32 or 64 bits.
+    pub fn popcnt(&mut self, w: W, d: Reg, s: Reg) {
+        self.clobbered = true;
+        self.rr(w, 0xF3_0FB8, d, s);
+    }
+    pub fn bsf(&mut self, w: W, d: Reg, s: Reg) {
+        self.clobbered = true;
+        self.rr(w, 0x0FBC, d, s);
+    }
+    pub fn bsr(&mut self, w: W, d: Reg, s: Reg) {
+        self.clobbered = true;
+        self.rr(w, 0x0FBD, d, s);
+    }
+    pub fn cmc(&mut self) {
+        self.clobbered = true;
+        self.bytes.push(0xF5);
+    }
+
+    // ---- control
+    pub fn jcc(&mut self, cc: u8, to: Label) {
+        self.bytes.extend_from_slice(&[0x0F, 0x80 | cc]);
+        self.distance(to);
+    }
+    pub fn jmp(&mut self, to: Label) {
+        self.bytes.push(0xE9);
+        self.distance(to);
+    }
+    pub fn call(&mut self, to: Label) {
+        self.clobbered = true;
+        self.bytes.push(0xE8);
+        self.distance(to);
+    }
+    fn distance(&mut self, to: Label) {
+        self.fixups.push((self.bytes.len() as u32, to));
+        self.i32(0);
+    }
+    pub fn jmp_mem(&mut self, m: Mem) {
+        self.rm(W::D, 0xFF, 4, NONE, m);
+    }
+    pub fn jmp_reg(&mut self, r: Reg) {
+        self.ext(W::D, 0xFF, 4, r);
+    }
+    pub fn call_reg(&mut self, r: Reg) {
+        self.clobbered = true;
+        self.ext(W::D, 0xFF, 2, r);
+    }
+    pub fn push(&mut self, r: Reg) {
+        self.head(W::D, 0x50 | u32::from(r & 7), NONE, NONE, r, [NONE; 2]);
+    }
+    pub fn pop(&mut self, r: Reg) {
+        self.head(W::D, 0x58 | u32::from(r & 7), NONE, NONE, r, [NONE; 2]);
+    }
+    pub fn ret(&mut self) {
+        self.bytes.push(0xC3);
+    }
+    pub fn bind(&mut self, label: Label) {
+        self.clobbered = true;
+        self.bound.push((label, self.bytes.len() as u32));
+    }
+
+    /// Appends `cold` and resolves all jumps. None: a label was never bound.
+    pub fn finish(mut self, cold: &Asm, labels: &Labels) -> Option<Vec<u8>> {
+        let base = self.bytes.len() as u32;
+        let mut places = vec![u32::MAX; labels.0 as usize];
+        for &(label, place) in &self.bound {
+            places[label.0 as usize] = place;
+        }
+        for &(label, place) in &cold.bound {
+            places[label.0 as usize] = base + place;
+        }
+        self.bytes.extend_from_slice(&cold.bytes);
+        let moved = cold.fixups.iter().map(|&(from, to)| (from + base, to));
+        for (from, to) in self.fixups.iter().copied().chain(moved) {
+            let place = places[to.0 as usize];
+            if place == u32::MAX {
+                return None;
+            }
+            let distance = place.wrapping_sub(from + 4);
+            let from = from as usize;
+            self.bytes[from..from + 4].copy_from_slice(&distance.to_le_bytes());
+        }
+        Some(self.bytes)
+    }
+}

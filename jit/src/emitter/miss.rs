@@ -1,0 +1,86 @@
+//! What happens when an access misses the TLB, and the two thunks that emitted code calls with its registers full.
+//!
+//! A miss comes here with all registers saved. Either the TLB is filled and the access is tried again, or the
+//! guest's state is rebuilt from the access's snapshot and the code leaves with [`abi::INTERPRET`].
+#![allow(unsafe_code)]
+
+use super::snapshot::Keep;
+use crate::abi;
+use crate::runtime;
+use dynasmrt::{DynasmApi, DynasmLabelApi, dynasm};
+use trimaran_cpu::Vcpu;
+use trimaran_cpu::translate::offset;
+
+type Assembler = dynasmrt::VecAssembler<dynasmrt::x64::X64Relocation>;
+
+/// Field of [`trimaran_cpu::translate::Translated::scratch`] with the number of the snapshot.
+pub const NUMBER: usize = offset::SCRATCH + 8;
+/// And with the address of the [`Keep`].
+pub const KEEP: usize = offset::SCRATCH + 16;
+
+/// An access missed. `registers`: the host's by number; RCX is the linear address. 1: try again; 0: leave.
+///
+/// # Safety
+/// Only the thunk below may call it, from code whose `Keep` stands in the scratch fields.
+unsafe extern "C" fn miss(v: *mut Vcpu, registers: *const [u64; 16]) -> u64 {
+    // SAFETY: the engine holds no other reference while code runs, and the registers are on the thunk's stack.
+    let (v, registers) = unsafe { (&mut *v, &*registers) };
+    let [_, k, keep, _] = v.translated.scratch;
+    // SAFETY: the region keeps it as long as its code may run.
+    let keep = unsafe { &*(keep as *const Keep) };
+    let s = &keep.snapshots[k as usize];
+    if s.size != 0 && v.refill(registers[1], s.size, s.write) {
+        return 1;
+    }
+    keep.rebuild(v, k as usize, registers);
+    0
+}
+
+/// Called by a region's common stub, with all registers full.
+pub fn miss_thunk() -> Vec<u8> {
+    let mut a = Assembler::new(0);
+    dynasm!(a
+        ; .arch x64
+        ; push r15 ; push r14 ; push r13 ; push r12 ; push r11 ; push r10 ; push r9 ; push r8
+        ; push rdi ; push rsi ; push rbp ; push rsp ; push rbx ; push rdx ; push rcx ; push rax
+        ; mov rsi, rsp
+        ; mov rax, QWORD miss as *const () as i64
+        ; call rax
+        ; test eax, eax
+        ; jz >leave
+        ; pop rax ; pop rcx ; pop rdx ; pop rbx ; pop rbp ; pop rbp ; pop rsi ; pop rdi
+        ; pop r8 ; pop r9 ; pop r10 ; pop r11 ; pop r12 ; pop r13 ; pop r14 ; pop r15
+        ; ret
+        // Over the registers and the return address into the region.
+        ; leave:
+        ; add rsp, 17 * 8
+        ; mov eax, abi::INTERPRET as i32
+        ; ret
+    );
+    a.finalize().unwrap_or_default()
+}
+
+/// [`runtime::settle_flags`] for code whose registers are full.
+pub fn settle_thunk() -> Vec<u8> {
+    let mut a = Assembler::new(0);
+    dynasm!(a
+        ; .arch x64
+        ; push rax ; push rcx ; push rdx ; push rsi ; push rdi ; push r8 ; push r9 ; push r10 ; push r11
+        ; sub rsp, 8
+        ; mov rax, QWORD runtime::settle_flags as *const () as i64
+        ; call rax
+        ; add rsp, 8
+        ; pop r11 ; pop r10 ; pop r9 ; pop r8 ; pop rdi ; pop rsi ; pop rdx ; pop rcx ; pop rax
+        ; ret
+    );
+    a.finalize().unwrap_or_default()
+}
+
+/// Enters code as the engine does.
+#[cfg(test)]
+pub fn enter(runtime: &abi::Runtime, v: &mut Vcpu, budget: i64, code: usize) -> u64 {
+    type Trampoline = extern "C" fn(*mut Vcpu, i64, usize) -> u64;
+    // SAFETY: the trampoline's address and signature are `stubs.rs`'s.
+    let trampoline = unsafe { std::mem::transmute::<usize, Trampoline>(runtime.trampoline) };
+    trampoline(v, budget, code)
+}

@@ -1,0 +1,355 @@
+//! Which guest register is where, and the allocation of host registers.
+//!
+//! Terms. A host register is *cached* while guest registers are renamed to it, *pinned* while the pending flags need
+//! it, *busy* while the running instruction uses it. Nothing but giving it up ends a host register's value: so a
+//! guest register is written by renaming. RAX and RCX are never any of these: they are scratch between two steps.
+
+use super::encode::{Asm, Label, Labels, RDX, Reg, field};
+use super::flag_state::FlagState;
+use super::snapshot::{FlagsSnapshot, Snapshot};
+use super::value::{Exprs, Val, immediate};
+use crate::abi::{Job, Untranslatable};
+use trimaran_cpu::insn::{Insn, W};
+use trimaran_cpu::state::gpr;
+use trimaran_cpu::translate::offset;
+
+/// RDX, RBX, RBP, R8 to R15.
+const ALLOCATABLE: u16 = 0xFF00 | 1 << RDX | 1 << 3 | 1 << 5;
+/// Why a region may have to be translated again, frugally.
+pub const NO_REGISTER: &str = "no host register left";
+/// Guest registers cached: 16 and RIP (which is never dirty).
+pub const GUESTS: usize = 17;
+
+/// Where a guest register's 64 bits are.
+#[derive(Clone, Copy, PartialEq, Debug)]
+pub enum Place {
+    Memory,
+    /// And all bits above this many bytes are zero.
+    Host(Reg, u8),
+    Const(u64),
+}
+
+/// What is known between two instructions.
+#[derive(Clone)]
+pub struct State {
+    pub guest: [Place; GUESTS],
+    /// Guest registers whose memory is stale.
+    pub dirty: u32,
+    /// For each host register the guest registers renamed to it.
+    holds: [u32; 16],
+    pub cached: u16,
+    pub flags: FlagState,
+}
+
+impl State {
+    pub fn new(flags: FlagState) -> Self {
+        State { guest: [Place::Memory; GUESTS], dirty: 0, holds: [0; 16], cached: 0, flags }
+    }
+    fn forget(&mut self, g: usize) {
+        if let Place::Host(h, _) = self.guest[g] {
+            self.holds[usize::from(h)] &= !(1 << g);
+            if self.holds[usize::from(h)] == 0 {
+                self.cached &= !(1 << h);
+            }
+        }
+        self.guest[g] = Place::Memory;
+    }
+    pub fn place(&mut self, g: usize, place: Place, dirty: bool) {
+        self.forget(g);
+        if let Place::Host(h, _) = place {
+            self.holds[usize::from(h)] |= 1 << g;
+            self.cached |= 1 << h;
+        }
+        self.guest[g] = place;
+        self.dirty = self.dirty & !(1 << g) | u32::from(dirty) << g;
+    }
+    /// Drops the cache of all registers.
+    pub fn drop_registers(&mut self) {
+        (self.guest, self.holds) = ([Place::Memory; GUESTS], [0; 16]);
+        (self.dirty, self.cached) = (0, 0);
+    }
+}
+
+/// The translator of one region.
+pub struct Emitter<'a> {
+    pub job: &'a Job<'a>,
+    pub code64: bool,
+    pub asm: Asm,
+    /// What runs rarely goes to the end.
+    pub cold: Asm,
+    pub labels: Labels,
+    pub state: State,
+    pub exprs: Exprs,
+    /// Registers that the running instruction uses.
+    pub busy: u16,
+    /// Registers that the pending flags need.
+    pub pins: u16,
+    /// The node that host flags are of, if nothing changed them since.
+    pub host_flags: Option<u16>,
+    pub snapshots: Vec<Snapshot>,
+    pub flags_snapshots: Vec<FlagsSnapshot>,
+    /// Whether the last of `flags_snapshots` is right.
+    pub flags_known: bool,
+    /// The registers that it needs.
+    pub flags_pins: u16,
+    /// Position of the running instruction: its block, its number there, its distance from the entry.
+    pub block: usize,
+    pub number: usize,
+    pub delta: i64,
+    /// What the running instruction does with control at its end.
+    pub leave: super::ops::Leave,
+    /// Whether `asm` is the part that runs rarely, and `cold` the other.
+    pub in_cold: bool,
+    /// Flags are written after each instruction: for code that needs more registers than there are.
+    pub frugal: bool,
+    pub failed: Option<&'static str>,
+    victim: u32,
+    pub common: Common,
+}
+
+/// Pieces of code that stand once in a region.
+#[derive(Clone, Copy)]
+pub struct Common {
+    pub miss: Label,
+    pub settle: Label,
+    pub helper: Label,
+    pub done: Label,
+    pub unlinked: Label,
+    pub stop: Label,
+    pub lookup: Label,
+}
+
+impl<'a> Emitter<'a> {
+    pub fn new(job: &'a Job<'a>, frugal: bool) -> Self {
+        let mut labels = Labels::default();
+        let common = Common {
+            miss: labels.make(),
+            settle: labels.make(),
+            helper: labels.make(),
+            done: labels.make(),
+            unlinked: labels.make(),
+            stop: labels.make(),
+            lookup: labels.make(),
+        };
+        let insns = job.region.insns();
+        let mut asm = Asm::default();
+        asm.bytes.reserve(insns * 64 + 256);
+        Emitter {
+            job,
+            code64: job.region.key.code64(),
+            asm,
+            cold: Asm::default(),
+            labels,
+            state: State::new(FlagState::UNKNOWN),
+            exprs: Exprs::default(),
+            busy: 0,
+            pins: 0,
+            host_flags: None,
+            snapshots: Vec::with_capacity(insns),
+            flags_snapshots: Vec::with_capacity(insns),
+            flags_known: false,
+            flags_pins: 0,
+            block: 0,
+            number: 0,
+            delta: 0,
+            leave: super::ops::Leave::No,
+            in_cold: false,
+            frugal,
+            failed: None,
+            victim: 0,
+            common,
+        }
+    }
+
+    pub fn insn(&self) -> &'a Insn {
+        &self.job.region.blocks[self.block].insns[self.number]
+    }
+    pub fn fail(&mut self, why: &'static str) {
+        self.failed.get_or_insert(why);
+    }
+    pub fn check(&self) -> Result<(), Untranslatable> {
+        match self.failed {
+            Some(why) => Err(Untranslatable(why.into())),
+            None => Ok(()),
+        }
+    }
+
+    /// A host register for a new value of the running instruction.
+    pub fn alloc(&mut self) -> Reg {
+        let free = ALLOCATABLE & !(self.state.cached | self.busy | self.pins);
+        if free != 0 {
+            let h = free.trailing_zeros() as Reg;
+            self.busy |= 1 << h;
+            return h;
+        }
+        let candidates = ALLOCATABLE & !(self.busy | self.pins);
+        if candidates != 0 {
+            // Round and round: cheap, and no register is hit twice in a row.
+            let rotated = candidates.rotate_right(self.victim);
+            let h = (rotated.trailing_zeros() + self.victim) % 16;
+            self.victim = (h + 1) % 16;
+            self.evict(h as Reg);
+            self.busy |= 1 << h;
+            return h as Reg;
+        }
+        if self.pins != 0 {
+            let before = std::mem::replace(&mut self.pins, 0);
+            let only_pins = before & !self.busy;
+            if only_pins != 0 && self.failed.is_none() {
+                // The values stay where they are while they are written.
+                self.busy |= before;
+                self.write_flags();
+                self.busy &= !only_pins;
+                return self.alloc();
+            }
+        }
+        self.fail(NO_REGISTER);
+        RDX
+    }
+
+    /// Gives up a cached host register.
+    fn evict(&mut self, h: Reg) {
+        let mut held = self.state.holds[usize::from(h)];
+        while held != 0 {
+            let g = held.trailing_zeros() as usize;
+            held &= held - 1;
+            self.write_back(g);
+            self.state.forget(g);
+        }
+    }
+
+    /// Brings a guest register's memory up to date; its place stays. No flags.
+    fn write_back(&mut self, g: usize) {
+        if self.state.dirty >> g & 1 == 0 {
+            return;
+        }
+        self.state.dirty &= !(1 << g);
+        let m = field(offset::gpr(g));
+        match self.state.guest[g] {
+            Place::Memory => {}
+            Place::Host(h, _) => self.asm.store(W::Q, m, h),
+            Place::Const(v) => self.store_const(W::Q, m, v),
+        }
+    }
+
+    /// Stores a constant of width `w`; may use RAX.
+    pub fn store_const(&mut self, w: W, m: super::encode::Mem, v: u64) {
+        match immediate(w, v) {
+            Some(v) => self.asm.store_imm(w, m, v),
+            None => {
+                self.asm.mov_imm(super::encode::RAX, v);
+                self.asm.store(w, m, super::encode::RAX);
+            }
+        }
+    }
+
+    /// Brings all guest registers' memory up to date.
+    pub fn write_registers(&mut self) {
+        let mut dirty = self.state.dirty;
+        while dirty != 0 {
+            self.write_back(dirty.trailing_zeros() as usize);
+            dirty &= dirty - 1;
+        }
+    }
+
+    /// The 64 bits of a guest register (or RIP at the entry) as a value.
+    pub fn guest(&mut self, g: usize) -> Val {
+        match self.state.guest[g] {
+            Place::Host(h, zx) => {
+                self.busy |= 1 << h;
+                Val::Host(h, zx)
+            }
+            Place::Const(v) => Val::Const(v),
+            Place::Memory => {
+                let h = self.alloc();
+                self.asm.load(W::Q, h, field(offset::gpr(g)));
+                // Outside 64-bit mode RIP has 32 bits; what a register has above them is not known.
+                let zx = if g == gpr::RIP && !self.code64 { 4 } else { 8 };
+                self.state.place(g, Place::Host(h, zx), false);
+                Val::Host(h, zx)
+            }
+        }
+    }
+
+    /// A guest register as an operand of width `w`.
+    pub fn read_guest(&mut self, w: W, register: u8) -> Val {
+        let whole = self.guest(usize::from(register & 15));
+        if register & 16 == 0 {
+            return match whole {
+                Val::Const(v) => Val::Const(v & w.mask()),
+                v => v,
+            };
+        }
+        match whole {
+            Val::Const(v) => Val::Const(v >> 8 & 0xFF),
+            v => {
+                let (s, _) = self.force(v, W::Q);
+                let h = self.alloc();
+                self.asm.mov(W::D, h, s);
+                self.asm.shift_imm(super::encode::Sh::Shr, W::D, h, 8);
+                Val::Host(h, 4)
+            }
+        }
+    }
+
+    /// Writes a guest register at width `w`.
+    pub fn write_guest(&mut self, w: W, register: u8, value: Val) {
+        let g = usize::from(register & 15);
+        let value = self.exprs.resolve(value);
+        if w >= W::D {
+            let place = match value {
+                Val::Const(v) => Place::Const(v & w.mask()),
+                _ => {
+                    let (mut h, mut zx) = self.force(value, w);
+                    if w == W::D && zx > 4 {
+                        let from = h;
+                        h = self.alloc();
+                        self.asm.mov(W::D, h, from);
+                        zx = 4;
+                    }
+                    Place::Host(h, zx)
+                }
+            };
+            self.state.place(g, place, true);
+            return;
+        }
+        let high = register & 16 != 0;
+        if let (Place::Const(old), Val::Const(new)) = (self.state.guest[g], value) {
+            let shift = if high { 8 } else { 0 };
+            let mask = w.mask() << shift;
+            self.state.place(g, Place::Const(old & !mask | (new << shift) & mask), true);
+            return;
+        }
+        let (new, _) = self.force(value, w);
+        let h = self.alloc();
+        let busy = self.busy;
+        let old = self.guest(g);
+        let (old, old_zx) = self.force(old, W::Q);
+        self.busy = busy;
+        let whole = if old_zx <= 4 { W::D } else { W::Q };
+        self.asm.mov(whole, h, old);
+        if high {
+            self.asm.shift_imm(super::encode::Sh::Ror, whole, h, 8);
+            self.asm.mov(W::B, h, new);
+            self.asm.shift_imm(super::encode::Sh::Rol, whole, h, 8);
+        } else {
+            self.asm.mov(w, h, new);
+        }
+        let zx = old_zx.max(if high { 2 } else { w.bytes() });
+        self.state.place(g, Place::Host(h, zx), true);
+    }
+
+    /// Between two instructions: temporaries die, what the flags need stays.
+    pub fn instruction_ends(&mut self) {
+        self.busy = 0;
+        let mut pins = self.state.flags.pins(&self.exprs);
+        if self.frugal || (pins & !self.state.cached).count_ones() > 4 {
+            self.pins = pins;
+            self.write_flags();
+            (self.busy, pins) = (0, 0);
+        }
+        // What a snapshot of the flags names stays as long as it is pinned.
+        self.flags_known &= pins == self.flags_pins;
+        self.pins = pins;
+    }
+}
