@@ -108,6 +108,10 @@ pub struct Runtime {
     pub refill: usize,
     /// [`crate::runtime::settle_flags`].
     pub settle_flags: usize,
+    /// These two keep every register (`CallConv::PreserveAll`), the first returns through `SCRATCH[1]`
+    /// (`cranelift/stubs.rs`); 0 where Cranelift knows no such host.
+    pub refill_preserving: usize,
+    pub settle_preserving: usize,
     /// The emitter's thunks (`emitter/miss.rs`); 0 where there is no emitter.
     pub miss: usize,
     pub settle_keeping: usize,

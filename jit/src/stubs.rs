@@ -17,12 +17,14 @@ pub fn install(buffer: &mut CodeBuffer) -> Option<Runtime> {
     let (trampoline, unlinked) = (put(&x86_64::trampoline())?, put(&x86_64::unlinked())?);
     #[cfg(not(target_arch = "x86_64"))]
     let (trampoline, unlinked) =
-        (put(&crate::cranelift::stubs::trampoline())?, put(&crate::cranelift::stubs::unlinked())?);
+        (put(&crate::cranelift::stubs::trampoline()?)?, put(&crate::cranelift::stubs::unlinked()?)?);
     #[cfg(target_arch = "x86_64")]
     let (miss, settle_keeping) =
         (put(&crate::emitter::miss::miss_thunk())?, put(&crate::emitter::miss::settle_thunk())?);
     #[cfg(not(target_arch = "x86_64"))]
     let (miss, settle_keeping) = (0, 0);
+    let refill_preserving = crate::cranelift::stubs::refill_preserving().and_then(|c| put(&c));
+    let settle_preserving = crate::cranelift::stubs::settle_preserving().and_then(|c| put(&c));
     Some(Runtime {
         trampoline,
         unlinked,
@@ -30,6 +32,8 @@ pub fn install(buffer: &mut CodeBuffer) -> Option<Runtime> {
         run_last: runtime::run_last as *const () as usize,
         refill: runtime::refill as *const () as usize,
         settle_flags: runtime::settle_flags as *const () as usize,
+        refill_preserving: refill_preserving.unwrap_or(0),
+        settle_preserving: settle_preserving.unwrap_or(0),
         miss,
         settle_keeping,
     })
