@@ -1,3 +1,11 @@
 //! The translator against the interpreter; see `trimaran_testsuites::differential`.
 
+// A program of one instruction reads as the longer ones do.
+#![allow(clippy::redundant_closure_for_method_calls)]
+
+mod bench;
+mod cache;
+mod events;
+mod mapping;
+mod modification;
 mod random;

@@ -42,7 +42,6 @@ fn random_programs_on_all_tiers() {
 
 /// The programs of the tests above do run in translated code.
 #[test]
-#[ignore = "the back ends are not there yet"]
 fn programs_are_translated() {
     for tier in TIERS {
         let report = run(tier, 1..20, None);
