@@ -1,15 +1,20 @@
 //! Memory operands: effective address, linear address, and the TLB look-up of `cpu/src/tlb.rs` inline.
 
-use super::values::Val;
+use super::values::{Val, type_of};
 use super::writer::Writer;
 use cranelift_codegen::ir::condcodes::IntCC;
-use cranelift_codegen::ir::{InstBuilder, MemFlagsData, Value, types};
+use cranelift_codegen::ir::{Endianness, InstBuilder, MemFlagsData, Value, types};
 use std::mem::offset_of;
 use trimaran_cpu::insn::{Insn, W};
 use trimaran_cpu::ops::{Bin, Shift};
 use trimaran_cpu::state::{gpr, seg};
 use trimaran_cpu::tlb::{ENTRIES, Entry};
 use trimaran_cpu::translate::offset;
+
+/// Guest RAM: little-endian, of any alignment, and behind a TLB check.
+fn guest_memory() -> MemFlagsData {
+    MemFlagsData::new().with_notrap().with_endianness(Endianness::Little)
+}
 
 impl Writer<'_, '_> {
     /// The offset of the memory operand, 64 bits wide.
@@ -104,7 +109,7 @@ impl Writer<'_, '_> {
         let address = self.stack_address(stack, sp);
         let host = self.host(w, address, true);
         let value = self.value(w, value);
-        self.store_host(value, host);
+        self.store_host(w, value, host);
         self.set_register(stack, gpr::RSP as u8, sp);
     }
 
@@ -113,5 +118,65 @@ impl Writer<'_, '_> {
         let address = self.stack_address(i.stack_width(), offset);
         let host = self.host(w, address, false);
         Val::Value(self.load_host(w, host))
+    }
+
+    // ---- host memory
+
+    fn misaligned(&mut self, w: W, host: Value) -> Value {
+        self.b.ins().band_imm_u(host, i64::from(w.bytes()) - 1)
+    }
+
+    /// An access under LOCK that is not aligned is the interpreter's.
+    pub fn require_aligned(&mut self, w: W, host: Value) {
+        if w != W::B {
+            let bad = self.misaligned(w, host);
+            self.guard(bad, |s, _| s.leave_to_interpreter());
+        }
+    }
+
+    pub fn load_host(&mut self, w: W, host: Value) -> Value {
+        let ty = type_of(w);
+        if !self.weak_order {
+            return self.b.ins().load(ty, guest_memory(), host, 0);
+        }
+        // Atomic accesses are sequentially consistent, which is more than enough; they must be aligned.
+        let done = self.b.create_block();
+        let value = self.b.append_block_param(done, ty);
+        if w != W::B {
+            let bad = self.misaligned(w, host);
+            self.guard(bad, |s, _| {
+                let v = s.b.ins().load(ty, guest_memory(), host, 0);
+                s.b.ins().jump(done, &[v.into()]);
+            });
+        }
+        let v = self.b.ins().atomic_load(ty, guest_memory(), host);
+        self.b.ins().jump(done, &[v.into()]);
+        self.b.seal_block(done);
+        self.b.switch_to_block(done);
+        value
+    }
+
+    pub fn store_host(&mut self, w: W, value: Value, host: Value) {
+        if !self.weak_order {
+            self.b.ins().store(guest_memory(), value, host, 0);
+            return;
+        }
+        let done = self.b.create_block();
+        if w != W::B {
+            let bad = self.misaligned(w, host);
+            self.guard(bad, |s, _| {
+                s.b.ins().store(guest_memory(), value, host, 0);
+                s.b.ins().jump(done, &[]);
+            });
+        }
+        self.b.ins().atomic_store(guest_memory(), value, host);
+        self.b.ins().jump(done, &[]);
+        self.b.seal_block(done);
+        self.b.switch_to_block(done);
+    }
+
+    /// Compare and exchange; returns what was there. The address is aligned.
+    pub fn exchange_host(&mut self, host: Value, old: Value, new: Value) -> Value {
+        self.b.ins().atomic_cas(guest_memory(), host, old, new)
     }
 }

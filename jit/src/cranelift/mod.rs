@@ -67,10 +67,17 @@ fn settings_for(target: &isa::Builder, opt_level: &str) -> Result<Arc<dyn Target
 
 impl Cranelift {
     pub fn new() -> Self {
+        #[cfg(test)]
+        return Self::with_effort(tests::next_effort());
+        #[cfg(not(test))]
         Self::with_effort(Effort::Quick)
     }
     pub fn with_effort(effort: Effort) -> Self {
         Self::for_target(cranelift_native::builder().ok(), effort)
+    }
+    /// For another host, by Cranelift's name of it ("aarch64"): to look at its code.
+    pub fn for_arch(name: &str, effort: Effort) -> Self {
+        Self::for_target(isa::lookup_by_name(name).ok(), effort)
     }
     fn for_target(target: Option<isa::Builder>, effort: Effort) -> Self {
         let level = if effort == Effort::Quick { "none" } else { "speed" };

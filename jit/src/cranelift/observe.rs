@@ -63,12 +63,11 @@ pub fn native(i: &Insn) -> bool {
         Kernel::Push | Kernel::Pop | Kernel::Call | Kernel::CallIndirect | Kernel::Ret | Kernel::Leave
     );
     let accesses = i.memory() && !matches!(i.kernel, Kernel::Lea | Kernel::Nop);
-    let locked = matches!(i.form, form::LOCKED_REG | form::LOCKED_IMM);
     let checked = accesses && i.has(prefix::CHECKED)
         || stack && i.has(prefix::STACK16 | prefix::CHECKED_STACK)
         // What is left are flat segments, and in 64-bit mode FS and GS.
         || accesses && usize::from(i.seg) < seg::FS;
-    i.kernel != Kernel::Helper && !locked && !checked
+    i.kernel != Kernel::Helper && !checked
 }
 
 type Known = Option<u64>;

@@ -4,7 +4,7 @@ use super::values::{Bit, Val};
 use super::writer::{Transfer, Writer};
 use crate::abi::Untranslatable;
 use cranelift_codegen::ir::condcodes::IntCC;
-use cranelift_codegen::ir::{InstBuilder, Value};
+use cranelift_codegen::ir::{Block, InstBuilder, Value};
 use trimaran_cpu::flags::Flags;
 use trimaran_cpu::insn::{Insn, W};
 use trimaran_cpu::interp::form;
@@ -18,6 +18,12 @@ pub enum Place {
     Register,
     /// At a host address.
     Memory(Value),
+    /// The same under LOCK: what was there, and where to try again if it is something else by then.
+    Locked {
+        host: Value,
+        old: Value,
+        again: Block,
+    },
 }
 
 type Result<T> = std::result::Result<T, Untranslatable>;
@@ -58,14 +64,33 @@ impl Ops for Writer<'_, '_> {
         }
         let address = self.operand_address(i);
         let host = self.host(w, address, true);
-        Ok((Val::Value(self.load_host(w, host)), Place::Memory(host)))
+        if i.form < form::LOCKED_REG {
+            return Ok((Val::Value(self.load_host(w, host)), Place::Memory(host)));
+        }
+        self.require_aligned(w, host);
+        let again = self.b.create_block();
+        self.b.ins().jump(again, &[]);
+        self.b.switch_to_block(again);
+        let old = self.load_host(w, host);
+        Ok((Val::Value(old), Place::Locked { host, old, again }))
     }
     fn commit(&mut self, i: &Insn, slot: Place, value: Val) {
         match slot {
             Place::Register => self.set_register(i.width(), i.r0, value),
             Place::Memory(host) => {
                 let v = self.value(i.width(), value);
-                self.store_host(v, host);
+                self.store_host(i.width(), v, host);
+            }
+            Place::Locked { host, old, again } => {
+                // Nothing is committed yet, so that the whole instruction can be done again.
+                let v = self.value(i.width(), value);
+                let seen = self.exchange_host(host, old, v);
+                let lost = self.b.ins().icmp(IntCC::NotEqual, seen, old);
+                let go_on = self.b.create_block();
+                self.b.ins().brif(lost, again, &[], go_on, &[]);
+                self.b.seal_block(again);
+                self.b.seal_block(go_on);
+                self.b.switch_to_block(go_on);
             }
         }
     }
@@ -78,7 +103,7 @@ impl Ops for Writer<'_, '_> {
         let address = self.operand_address(i);
         let host = self.host(w, address, true);
         let v = self.value(w, value);
-        self.store_host(v, host);
+        self.store_host(w, v, host);
         Ok(())
     }
     fn reg(&mut self, w: W, register: u8) -> Val {

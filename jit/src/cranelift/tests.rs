@@ -1,17 +1,21 @@
 //! Cranelift's code against the interpreter: random programs with branches and loops on two small machines, run in
 //! steps of random budgets, whole states compared at each stop.
 
+use super::{Cranelift, Effort};
+use crate::abi::{Job, Runtime, Slot};
+use crate::region::{Limits, Region};
 use crate::{Jit, JitOptions, Tier};
 use rand::rngs::SmallRng;
 use rand::{Rng, SeedableRng};
 use std::sync::Arc;
-use trimaran_cpu::VcpuConfig;
+use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
 use trimaran_cpu::bus::{Bus, GeneralProtection, Page};
 use trimaran_cpu::engine::{Engine, EngineFactory, Interpreter, Stop};
 use trimaran_cpu::model::Model;
 use trimaran_cpu::ram::Ram;
 use trimaran_cpu::shared::CodeFence;
 use trimaran_cpu::state::{Activity, Segment, attr, cr0, cr4, efer, gpr, seg};
+use trimaran_cpu::{Vcpu, VcpuConfig};
 
 const RAM: u64 = 0x20000;
 const CODE: u64 = 0x10000;
@@ -71,52 +75,8 @@ impl Machine {
     /// shutdown.
     fn new(factory: &dyn EngineFactory, long: bool, code: &[u8], seed: u64) -> Machine {
         let ram = Arc::new(Ram::anonymous(RAM));
-        let (model, fence) = (Arc::new(Model::default()), CodeFence::new(1));
-        let mut engine =
-            factory.create(VcpuConfig { id: 0, model, ram: ram.clone(), bus: Arc::new(SmallBus), fence });
-        for (table, next) in [(0x1000u64, 0x2003u64), (0x2000, 0x3003), (0x3000, 0x4003)] {
-            ram.write(table, &next.to_le_bytes());
-        }
-        for page in 0..512u64 {
-            let bits = match page << 12 {
-                HOLE => 0,
-                p if p == HOLE + 0x1000 => 1,
-                _ => 3,
-            };
-            ram.write(0x4000 + page * 8, &(page << 12 | bits).to_le_bytes());
-        }
-        let mut rng = SmallRng::seed_from_u64(seed);
-        let mut data = vec![0; (HOLE - DATA) as usize];
-        rng.fill(&mut data[..]);
-        ram.write(DATA, &data);
-        ram.write(CODE, code);
-        let s = engine.state();
-        let bits = attr::P | attr::S | attr::RW | attr::A;
-        let size = if long { attr::L } else { attr::DB };
-        s.seg[seg::CS] = Segment { selector: 8, attributes: bits | attr::CODE | size, limit: !0, base: 0 };
-        for n in [seg::ES, seg::SS, seg::DS, seg::FS, seg::GS] {
-            s.seg[n] = Segment { selector: 16, attributes: bits | attr::DB, limit: !0, base: 0 };
-        }
-        s.cr0 |= cr0::PE;
-        if long {
-            (s.cr3, s.cr4, s.msr.efer) = (0x1000, cr4::PAE, efer::LME | efer::LMA);
-            s.cr0 |= cr0::PG | cr0::WP;
-            s.seg[seg::FS].base = 0x40;
-        }
-        s.idtr.limit = 0;
-        s.activity = Activity::Running;
-        let mask = if long { !0 } else { 0xFFFF_FFFF };
-        for n in 0..if long { 16 } else { 8 } {
-            s.gpr[n] =
-                if rng.random_ratio(1, 4) { rng.random_range(0..9) } else { rng.random::<u64>() & mask };
-        }
-        for n in BASES {
-            s.gpr[n] = DATA + rng.random_range(0x400..0x2000);
-        }
-        s.gpr[INDEX] = rng.random_range(0..64);
-        s.gpr[gpr::RSP] = STACK;
-        s.gpr[gpr::RIP] = CODE;
-        engine.state_changed();
+        let mut engine = factory.create(config(&ram));
+        set_up(engine.as_mut(), &ram, long, code, seed);
         Machine { engine, ram }
     }
     fn memory(&self) -> Vec<u8> {
@@ -124,6 +84,62 @@ impl Machine {
         self.ram.read(0x5000, &mut bytes);
         bytes
     }
+}
+
+fn config(ram: &Arc<Ram>) -> VcpuConfig {
+    let (model, fence) = (Arc::new(Model::default()), CodeFence::new(1));
+    VcpuConfig { id: 0, model, ram: ram.clone(), bus: Arc::new(SmallBus), fence }
+}
+
+fn set_up(engine: &mut dyn Engine, ram: &Ram, long: bool, code: &[u8], seed: u64) {
+    for (table, next) in [(0x1000u64, 0x2003u64), (0x2000, 0x3003), (0x3000, 0x4003)] {
+        ram.write(table, &next.to_le_bytes());
+    }
+    for page in 0..512u64 {
+        let bits = match page << 12 {
+            HOLE => 0,
+            p if p == HOLE + 0x1000 => 1,
+            _ => 3,
+        };
+        ram.write(0x4000 + page * 8, &(page << 12 | bits).to_le_bytes());
+    }
+    let mut rng = SmallRng::seed_from_u64(seed);
+    let mut data = vec![0; (HOLE - DATA) as usize];
+    rng.fill(&mut data[..]);
+    ram.write(DATA, &data);
+    ram.write(CODE, code);
+    let s = engine.state();
+    let bits = attr::P | attr::S | attr::RW | attr::A;
+    let size = if long { attr::L } else { attr::DB };
+    s.seg[seg::CS] = Segment { selector: 8, attributes: bits | attr::CODE | size, limit: !0, base: 0 };
+    for n in [seg::ES, seg::SS, seg::DS, seg::FS, seg::GS] {
+        s.seg[n] = Segment { selector: 16, attributes: bits | attr::DB, limit: !0, base: 0 };
+    }
+    s.cr0 |= cr0::PE;
+    if long {
+        (s.cr3, s.cr4, s.msr.efer) = (0x1000, cr4::PAE, efer::LME | efer::LMA);
+        s.cr0 |= cr0::PG | cr0::WP;
+        s.seg[seg::FS].base = 0x40;
+    }
+    s.idtr.limit = 0;
+    s.activity = Activity::Running;
+    let mask = if long { !0 } else { 0xFFFF_FFFF };
+    for n in 0..if long { 16 } else { 8 } {
+        s.gpr[n] = if rng.random_ratio(1, 4) { rng.random_range(0..9) } else { rng.random::<u64>() & mask };
+    }
+    for n in BASES {
+        s.gpr[n] = DATA + rng.random_range(0x400..0x2000);
+    }
+    s.gpr[INDEX] = rng.random_range(0..64);
+    s.gpr[gpr::RSP] = STACK;
+    s.gpr[gpr::RIP] = CODE;
+    engine.state_changed();
+}
+
+/// Every other compiler of the tests optimises.
+pub fn next_effort() -> Effort {
+    static COUNT: AtomicU32 = AtomicU32::new(0);
+    if COUNT.fetch_add(1, Relaxed).is_multiple_of(2) { Effort::Quick } else { Effort::Speed }
 }
 
 /// Registers that hold addresses, and the one that holds a small number.
@@ -163,7 +179,6 @@ impl Maker<'_> {
     /// Prefixes, opcode, ModRM. `rm_changes`: the r/m operand is written.
     fn modrm(&mut self, opcode: &[u8], reg: u8, rm_changes: bool, memory: bool, immediate: usize) {
         let mut prefixes = Vec::new();
-        let byte = false;
         if self.rng.random_ratio(1, 5) {
             prefixes.push(0x66);
         }
@@ -178,6 +193,10 @@ impl Maker<'_> {
         let mut rex = if self.long && self.rng.random_ratio(2, 5) { 0x48 } else { 0 };
         let mut tail = Vec::new();
         let rm = if memory {
+            // On an instruction that must not have it, it is #UD.
+            if rm_changes && self.rng.random_ratio(1, 20) {
+                prefixes.insert(0, 0xF0);
+            }
             let base = self.pick(&BASES) as u8;
             if self.long && self.rng.random_ratio(1, 12) {
                 prefixes.insert(0, 0x64);
@@ -189,7 +208,7 @@ impl Maker<'_> {
                     prefixes.remove(0);
                 }
             }
-            let far = match self.rng.random_range(0..60) {
+            let far = match self.rng.random_range(0..150) {
                 0 => HOLE as i32 - DATA as i32,
                 1 => DEVICE as i32 - DATA as i32,
                 2 => 0xFFC,
@@ -222,7 +241,6 @@ impl Maker<'_> {
         self.out.extend(tail);
         let wide = if rex & 8 == 0 && prefixes.contains(&0x66) { 2 } else { 4 };
         let size = if immediate == 4 { wide } else { immediate };
-        let _ = byte;
         for _ in 0..size {
             let v = self.rng.random();
             self.out.push(v);
@@ -446,12 +464,69 @@ fn rounds(default: u64) -> std::ops::Range<u64> {
 
 #[test]
 fn random_programs_in_64_bit_mode() {
-    let ran: u64 = rounds(250).map(|seed| compare(&program(seed, true), true, seed)).sum();
+    let ran: u64 = rounds(120).map(|seed| compare(&program(seed, true), true, seed)).sum();
     assert!(ran > 1000, "only {ran} instructions ran");
 }
 
 #[test]
 fn random_programs_in_32_bit_mode() {
-    let ran: u64 = rounds(250).map(|seed| compare(&program(seed, false), false, seed)).sum();
+    let ran: u64 = rounds(120).map(|seed| compare(&program(seed, false), false, seed)).sum();
     assert!(ran > 1000, "only {ran} instructions ran");
+}
+
+/// Compiles the regions of random programs; (instructions, bytes of code, microseconds).
+fn compile_some(compiler: &mut Cranelift, seeds: std::ops::Range<u64>) -> (usize, usize, u128) {
+    let runtime = Runtime {
+        trampoline: 1,
+        unlinked: 1,
+        run_helper: 1,
+        run_last: 1,
+        refill_preserving: 1,
+        settle_preserving: 1,
+        ..Runtime::default()
+    };
+    let (mut insns, mut bytes, mut time) = (0, 0, 0);
+    for seed in seeds {
+        let ram = Arc::new(Ram::anonymous(RAM));
+        let mut vcpu = Vcpu::new(config(&ram));
+        set_up(&mut vcpu, &ram, true, &program(seed, true), seed);
+        vcpu.run(0);
+        let first = vcpu.block_at(CODE).expect("a block");
+        let limits = Limits { blocks: 32, insns: 150, trace: false };
+        let region = Region::form(&mut vcpu, first, CODE, limits).expect("a region");
+        let slots: Vec<Slot> = (0..region.slots).map(|n| Slot::new(1, 0, n as u32)).collect();
+        let job = Job { region: &region, slots: slots.as_ptr() as usize, runtime: &runtime, counter: None };
+        let started = std::time::Instant::now();
+        let code = compiler.compile(&job).unwrap_or_else(|e| panic!("seed {seed}: {e}"));
+        time += started.elapsed().as_micros();
+        insns += region.insns();
+        bytes += code.bytes.len();
+    }
+    (insns, bytes, time)
+}
+
+/// `cargo test -p trimaran-jit --features all-arch`.
+#[test]
+#[cfg(feature = "all-arch")]
+fn other_hosts() {
+    for arch in ["x86_64", "aarch64", "riscv64", "s390x"] {
+        for effort in [Effort::Quick, Effort::Speed] {
+            let mut compiler = Cranelift::for_arch(arch, effort);
+            let isa = compiler.isa.clone().expect("a back end");
+            assert!(super::stubs::refill_for(&*isa).is_some(), "{arch}: the stub");
+            let (insns, bytes, _) = compile_some(&mut compiler, 0..30);
+            eprintln!("{arch} {effort:?}: {} bytes an instruction", bytes / insns.max(1));
+        }
+    }
+}
+
+/// How long compiling takes: in release, `--ignored --nocapture`.
+#[test]
+#[ignore = "a measurement"]
+fn compile_time() {
+    for effort in [Effort::Quick, Effort::Speed] {
+        let (insns, bytes, time) = compile_some(&mut Cranelift::with_effort(effort), 0..200);
+        let each = time as f64 / insns as f64;
+        eprintln!("{effort:?}: {insns} instructions, {each:.1} us and {} bytes each", bytes / insns.max(1));
+    }
 }

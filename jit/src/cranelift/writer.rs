@@ -11,7 +11,7 @@
 
 use super::flags::{FlagState, Node};
 use super::plan::{BlockPlan, Plan, transfers};
-use super::values::{Bit, Val, type_of};
+use super::values::{Bit, Val};
 use crate::abi::{self, Job, Slot, Untranslatable};
 use crate::region::{End, Target};
 use cranelift_codegen::ir::condcodes::IntCC;
@@ -59,6 +59,8 @@ pub struct Writer<'a, 'f> {
     pub sigs: Signatures,
     pub vcpu: Value,
     pub big_endian: bool,
+    /// The host orders memory less strictly than x86: plain accesses must be acquire and release.
+    pub weak_order: bool,
     plan: &'a Plan,
     budget: Variable,
     regs: [Option<Variable>; 16],
@@ -88,6 +90,11 @@ fn signature(conv: CallConv, params: usize, returns: usize) -> Signature {
     s.params = vec![AbiParam::new(types::I64); params];
     s.returns = vec![AbiParam::new(types::I64); returns];
     s
+}
+
+/// x86 and z/Architecture keep loads in order, and stores.
+fn weak_order(isa: &dyn TargetIsa) -> bool {
+    !matches!(isa.name(), "x64" | "s390x")
 }
 
 /// The signature of translated code.
@@ -133,6 +140,7 @@ pub fn write(
         sigs,
         vcpu,
         big_endian: isa.endianness() == Endianness::Big,
+        weak_order: weak_order(isa),
         plan,
         budget,
         regs: [None; 16],
@@ -566,17 +574,4 @@ impl Writer<'_, '_> {
         self.b.ins().call_indirect(self.sigs.run_last, callee, &arguments);
         self.b.ins().jump(self.tails.done, &[]);
     }
-
-    /// A CLIF value of a width's type.
-    pub fn load_host(&mut self, w: W, host: Value) -> Value {
-        self.b.ins().load(type_of(w), guest_memory(), host, 0)
-    }
-    pub fn store_host(&mut self, value: Value, host: Value) {
-        self.b.ins().store(guest_memory(), value, host, 0);
-    }
-}
-
-/// Guest RAM: little-endian, of any alignment, and behind a TLB check.
-fn guest_memory() -> MemFlagsData {
-    MemFlagsData::new().with_notrap().with_endianness(Endianness::Little)
 }
