@@ -3,7 +3,8 @@
 use super::values::{Val, type_of};
 use super::writer::Writer;
 use cranelift_codegen::ir::condcodes::IntCC;
-use cranelift_codegen::ir::{Endianness, InstBuilder, MemFlagsData, Value, types};
+use cranelift_codegen::ir::{Block, BlockArg, Endianness, InstBuilder, MemFlagsData, Value, types};
+use cranelift_frontend::FunctionBuilder;
 use std::mem::offset_of;
 use trimaran_cpu::insn::{Insn, W};
 use trimaran_cpu::ops::{Bin, Shift};
@@ -14,6 +15,29 @@ use trimaran_cpu::translate::offset;
 /// Guest RAM: little-endian, of any alignment, and behind a TLB check.
 fn guest_memory() -> MemFlagsData {
     MemFlagsData::new().with_notrap().with_endianness(Endianness::Little)
+}
+
+/// A page that was looked up in this block. Accesses off the same root are probably on it too: then they need no
+/// look-up, or, inside what was accessed, not even a comparison.
+#[derive(Clone, Copy)]
+pub struct KnownPage {
+    root: Value,
+    write: bool,
+    page: Value,
+    addend: Value,
+    /// The access: distance from the root, and size.
+    distance: i64,
+    size: i64,
+}
+
+/// The address of the TLB entry for a linear address: `tlb::slot`, times 32.
+pub fn tlb_entry(b: &mut FunctionBuilder, table: Value, address: Value) -> Value {
+    const { assert!(size_of::<Entry>() == 32) };
+    let page = b.ins().ushr_imm_u(address, 7);
+    let high = b.ins().ushr_imm_u(address, 17);
+    let hash = b.ins().bxor(page, high);
+    let bytes = b.ins().band_imm_u(hash, (ENTRIES as i64 - 1) << 5);
+    b.ins().iadd(table, bytes)
 }
 
 impl Writer<'_, '_> {
@@ -57,14 +81,40 @@ impl Writer<'_, '_> {
 
     /// The host address of a linear one, or away.
     pub fn host(&mut self, w: W, address: Value, write: bool) -> Value {
-        const { assert!(size_of::<Entry>() == 32) };
+        let (root, distance) = self.origin(address);
+        let size = i64::from(w.bytes());
+        let known = self.pages.iter().find(|p| p.root == root && (p.write || !write)).copied();
+        let Some(known) = known else {
+            let addend = self.look_up(w, address, write);
+            let page = self.b.ins().band_imm_s(address, !0xFFF);
+            self.pages.push(KnownPage { root, write, page, addend, distance, size });
+            return self.b.ins().iadd(addend, address);
+        };
+        let host = self.b.ins().iadd(known.addend, address);
+        let inside = distance.wrapping_sub(known.distance);
+        if (0..=known.size - size).contains(&inside) {
+            return host;
+        }
+        // Most likely on the same page.
+        let offset = self.b.ins().bxor(known.page, address);
+        let miss = self.b.ins().icmp_imm_u(IntCC::UnsignedGreaterThan, offset, 4096 - size);
+        let (cold, join) = (self.b.create_block(), self.b.create_block());
+        self.b.set_cold_block(cold);
+        let joined = self.b.append_block_param(join, types::I64);
+        self.b.ins().brif(miss, cold, &[], join, &[host.into()]);
+        self.b.seal_block(cold);
+        self.b.switch_to_block(cold);
+        let other = self.translate_in_stub(w, address, write);
+        self.or_leave(other, join, &[other.into()]);
+        self.b.seal_block(join);
+        self.b.switch_to_block(join);
+        joined
+    }
+
+    /// The whole look-up; returns the addend.
+    fn look_up(&mut self, w: W, address: Value, write: bool) -> Value {
         let table = self.load_vcpu(types::I64, offset::TLB);
-        // `tlb::slot`, times 32.
-        let page = self.b.ins().ushr_imm_u(address, 7);
-        let high = self.b.ins().ushr_imm_u(address, 17);
-        let hash = self.b.ins().bxor(page, high);
-        let bytes = self.b.ins().band_imm_u(hash, (ENTRIES as i64 - 1) << 5);
-        let entry = self.b.ins().iadd(table, bytes);
+        let entry = tlb_entry(&mut self.b, table, address);
         let tag_at = if write { offset_of!(Entry, write) } else { offset_of!(Entry, read) };
         // What may be written may be read: one tag is enough for both.
         let tag = self.b.ins().load(types::I64, MemFlagsData::trusted(), entry, tag_at as i32);
@@ -72,22 +122,42 @@ impl Writer<'_, '_> {
         let most = 4096 - i64::from(w.bytes());
         let miss = self.b.ins().icmp_imm_u(IntCC::UnsignedGreaterThan, distance, most);
         self.guard(miss, |s, go_on| {
-            let what = u64::from(w.bytes()) | if write { 0x100 } else { 0 };
-            let what = s.constant(types::I64, what);
-            let callee = s.constant(types::I64, s.job.runtime.refill_preserving as u64);
-            let (sig, vcpu) = (s.sigs.preserving3, s.vcpu);
-            s.b.ins().call_indirect(sig, callee, &[vcpu, address, what]);
-            let filled = s.load_vcpu(types::I64, offset::SCRATCH + 8);
-            let out = s.b.create_block();
-            s.b.set_cold_block(out);
-            s.b.ins().brif(filled, go_on, &[], out, &[]);
-            s.b.seal_block(out);
-            s.b.switch_to_block(out);
-            s.leave_to_interpreter();
+            let host = s.translate_in_stub(w, address, write);
+            s.or_leave(host, go_on, &[]);
         });
         let addend_at = offset_of!(Entry, addend) as i32;
-        let addend = self.b.ins().load(types::I64, MemFlagsData::trusted(), entry, addend_at);
-        self.b.ins().iadd(addend, address)
+        self.b.ins().load(types::I64, MemFlagsData::trusted(), entry, addend_at)
+    }
+
+    /// Calls the stub that looks into the TLB and refills it: the host address, or 0.
+    fn translate_in_stub(&mut self, w: W, address: Value, write: bool) -> Value {
+        let what = u64::from(w.bytes()) | if write { 0x100 } else { 0 };
+        let what = self.constant(types::I64, what);
+        let callee = self.constant(types::I64, self.job.runtime.refill_preserving as u64);
+        let (sig, vcpu) = (self.sigs.preserving3, self.vcpu);
+        self.b.ins().call_indirect(sig, callee, &[vcpu, address, what]);
+        self.load_vcpu(types::I64, offset::SCRATCH + 8)
+    }
+
+    /// Ends a cold block: on with the access if it can be had, else out.
+    fn or_leave(&mut self, good: Value, go_on: Block, arguments: &[BlockArg]) {
+        let out = self.b.create_block();
+        self.b.set_cold_block(out);
+        self.b.ins().brif(good, go_on, arguments, out, &[]);
+        self.b.seal_block(out);
+        self.b.switch_to_block(out);
+        let before = (self.state, self.settled);
+        self.leave_to_interpreter();
+        (self.state, self.settled) = before;
+    }
+
+    /// An address as a root and a constant.
+    fn origin(&self, address: Value) -> (Value, i64) {
+        let (mut root, mut distance) = (address, 0i64);
+        while let Some(&(from, by)) = self.origins.get(&root) {
+            (root, distance) = (from, distance.wrapping_add(by));
+        }
+        (root, distance)
     }
 
     pub fn load_operand(&mut self, i: &Insn, w: W) -> Val {

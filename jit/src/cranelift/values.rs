@@ -87,6 +87,17 @@ impl Writer<'_, '_> {
             _ => {}
         }
         let (x, y) = (self.value(w, a), self.value(w, b));
+        if let (Bin::Add | Bin::Sub, Val::Value(_), Val::Const(c)) = (op, a, b)
+            && w >= W::D
+        {
+            // Addresses off one register: see `memory.rs`.
+            let (r, c) = match op {
+                Bin::Add => (self.b.ins().iadd(x, y), c),
+                _ => (self.b.ins().isub(x, y), c.wrapping_neg()),
+            };
+            self.origins.insert(r, (x, w.sext(c & w.mask()) as i64));
+            return Val::Value(r);
+        }
         Val::Value(match op {
             Bin::Add => self.b.ins().iadd(x, y),
             Bin::Sub => self.b.ins().isub(x, y),
@@ -186,9 +197,12 @@ impl Writer<'_, '_> {
             Val::Const(_) => a,
             _ if from == to => a,
             _ => {
-                let v = self.value(from, a);
-                let to = type_of(to);
-                Val::Value(if signed { self.b.ins().sextend(to, v) } else { self.b.ins().uextend(to, v) })
+                let (v, ty) = (self.value(from, a), type_of(to));
+                let r = if signed { self.b.ins().sextend(ty, v) } else { self.b.ins().uextend(ty, v) };
+                if (from, to, signed) == (W::D, W::Q, false) {
+                    self.origins.insert(r, (v, 0));
+                }
+                Val::Value(r)
             }
         }
     }

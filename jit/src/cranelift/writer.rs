@@ -10,6 +10,7 @@
 //!   edge's cold block still has the flags as values.
 
 use super::flags::{FlagState, Node};
+use super::memory::KnownPage;
 use super::plan::{BlockPlan, Plan, transfers};
 use super::values::{Bit, Val};
 use crate::abi::{self, Job, Slot, Untranslatable};
@@ -21,6 +22,7 @@ use cranelift_codegen::ir::{
 use cranelift_codegen::ir::{Value, types};
 use cranelift_codegen::isa::{CallConv, TargetIsa};
 use cranelift_frontend::{FunctionBuilder, Variable};
+use rustc_hash::FxHashMap;
 use trimaran_cpu::insn::{Insn, W};
 use trimaran_cpu::kernels::perform;
 use trimaran_cpu::state::gpr;
@@ -83,6 +85,10 @@ pub struct Writer<'a, 'f> {
     pub next: i64,
     rest: i64,
     pub transfer: Option<Transfer>,
+    /// Pages looked up in this block.
+    pub pages: Vec<KnownPage>,
+    /// Values that are another value and a constant.
+    pub origins: FxHashMap<Value, (Value, i64)>,
 }
 
 fn signature(conv: CallConv, params: usize, returns: usize) -> Signature {
@@ -158,6 +164,8 @@ pub fn write(
         next: 0,
         rest: 0,
         transfer: None,
+        pages: Vec::new(),
+        origins: FxHashMap::default(),
     };
     w.entry();
     for n in 0..plan.blocks.len() {
@@ -262,6 +270,7 @@ impl Writer<'_, '_> {
             }
         }
         self.shadow = [None; 16];
+        self.pages.clear();
         self.dirty = 0;
     }
 
@@ -400,6 +409,7 @@ impl Writer<'_, '_> {
         }
         (self.state, self.settled) = only_from.map_or((FlagState::IN_MEMORY, false), |from| self.ends[from]);
         self.shadow = [None; 16];
+        self.pages.clear();
         self.dirty = *dirty;
         self.next = block.delta;
         self.transfer = None;
