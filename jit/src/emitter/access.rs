@@ -1,12 +1,19 @@
 //! Memory operands: linear addresses, the look-up in the TLB, and what stands behind a failed one.
 //!
-//! The address stands in RCX, the entry's in RAX; both are free again once the host address is known. A miss jumps
+//! The address stands in RCX, the entry's in RAX; both are free again once the access is done. A miss jumps
 //! to a stub in the cold part which names the snapshot and comes back to the look-up.
+//!
+//! Accesses off one base register mostly meet one page, so they share a look-up: two registers keep the page's tag and
+//! addend ([`Page`]), an access compares with that tag, and where it is another page the cold part looks that up and
+//! keeps it instead. A tag is only kept after an address has matched it: the tag of an empty entry could match an address
+//! that selects another entry. What is kept dies with a helper, which may change the mapping; nothing else within a region
+//! takes rights away.
 
-use super::encode::{Alu, Mem, NONE, RAX, RCX, Reg, Sh, at, cc, field};
-use super::registers::Emitter;
+use super::encode::{Alu, Asm, Label, Mem, NONE, RAX, RCX, Reg, Sh, at, cc, field};
+use super::registers::{Emitter, Page};
 use super::value::Val;
 use trimaran_cpu::insn::{Insn, W};
+use trimaran_cpu::kernels::Kernel;
 use trimaran_cpu::state::{gpr, seg};
 use trimaran_cpu::tlb::{ENTRIES, Entry};
 use trimaran_cpu::translate::offset;
@@ -16,6 +23,34 @@ const TAG_WRITE: i32 = std::mem::offset_of!(Entry, write) as i32;
 const ADDEND: i32 = std::mem::offset_of!(Entry, addend) as i32;
 /// An entry has 1 << 5 bytes.
 const ENTRY_SHIFT: u32 = size_of::<Entry>().trailing_zeros();
+
+/// [`Page::name`] of accesses off RSP and RBP: mostly one page.
+const STACK: u8 = gpr::RSP as u8;
+
+fn name_of(base: u8) -> u8 {
+    if usize::from(base) == gpr::RBP { STACK } else { base }
+}
+
+fn is_stack(kernel: Kernel) -> bool {
+    use Kernel::{Call, CallIndirect, Leave, Pop, Push, Ret};
+    matches!(kernel, Push | Pop | Call | CallIndirect | Leave | Ret)
+}
+
+/// Which accesses share a look-up.
+#[derive(Clone, Copy)]
+struct Sharing {
+    name: u8,
+}
+
+/// RAX becomes the address of the TLB entry that RCX selects.
+fn find_entry(a: &mut Asm) {
+    a.mov(W::D, RAX, RCX);
+    a.shift_imm(Sh::Shr, W::D, RAX, 10);
+    a.alu(Alu::Xor, W::D, RAX, RCX);
+    a.shift_imm(Sh::Shr, W::D, RAX, (12 - ENTRY_SHIFT) as u8);
+    a.alu_imm(Alu::And, W::D, RAX, ((ENTRIES - 1) << ENTRY_SHIFT) as i32);
+    a.alu_load(Alu::Add, W::Q, RAX, field(offset::TLB));
+}
 
 impl Emitter<'_> {
     /// The memory operand's offset as a host operand; constants are folded into the displacement. May use RAX.
@@ -93,47 +128,136 @@ impl Emitter<'_> {
         }
     }
 
-    /// Looks RCX up for an access; `tag` is a register to spoil. Afterwards RAX is the entry's address.
-    fn look_up(&mut self, size: u8, write: bool, tag: Reg) {
+    /// Whether an access off this base shares its look-up with others, and under which name.
+    fn sharing(&self, i: &Insn) -> Option<Sharing> {
+        if usize::from(i.index) != gpr::ZERO || usize::from(i.seg) < seg::FLAT || i.base >= 16 {
+            return None;
+        }
+        let name = name_of(i.base);
+        let known = self.state.pages.iter().any(|p| p.is_some_and(|p| p.name == name));
+        (known || self.another_access(name)).then_some(Sharing { name })
+    }
+
+    /// Whether one of the next instructions of the block accesses memory off the same base.
+    fn another_access(&self, name: u8) -> bool {
+        let insns = &self.job.region.blocks[self.block].insns;
+        insns.iter().skip(self.number + 1).take(6).any(|i| {
+            let off =
+                i.memory() && i.base < 16 && usize::from(i.index) == gpr::ZERO && name_of(i.base) == name;
+            off && i.kernel != Kernel::Lea && i.kernel != Kernel::Helper
+                || name == STACK && is_stack(i.kernel)
+        })
+    }
+
+    /// Looks RCX up for an access; the operand to access it by, before anything else is allocated. `spare` is a
+    /// register to spoil.
+    fn look_up(&mut self, size: u8, write: bool, spare: Reg, sharing: Option<Sharing>) -> Mem {
         let k = self.snapshot(size, write);
         let (again, miss) = (self.labels.make(), self.labels.make());
-        self.asm.bind(again);
-        self.asm.mov(W::D, RAX, RCX);
-        self.asm.shift_imm(Sh::Shr, W::D, RAX, 10);
-        self.asm.alu(Alu::Xor, W::D, RAX, RCX);
-        self.asm.shift_imm(Sh::Shr, W::D, RAX, (12 - ENTRY_SHIFT) as u8);
-        self.asm.alu_imm(Alu::And, W::D, RAX, ((ENTRIES - 1) << ENTRY_SHIFT) as i32);
-        self.asm.alu_load(Alu::Add, W::Q, RAX, field(offset::TLB));
-        self.asm.load(W::Q, tag, at(RAX, if write { TAG_WRITE } else { TAG_READ }));
-        self.asm.alu(Alu::Xor, W::Q, tag, RCX);
-        self.asm.alu_imm(Alu::Cmp, W::Q, tag, 4096 - i32::from(size));
-        self.asm.jcc(cc::A, miss);
+        let limit = 4096 - i32::from(size);
+        let offer = sharing.and_then(|s| self.shared_page(s, write));
+        let Some((page, known)) = offer else {
+            self.asm.bind(again);
+            find_entry(&mut self.asm);
+            self.asm.load(W::Q, spare, at(RAX, if write { TAG_WRITE } else { TAG_READ }));
+            self.asm.alu(Alu::Xor, W::Q, spare, RCX);
+            self.asm.alu_imm(Alu::Cmp, W::Q, spare, limit);
+            self.asm.jcc(cc::A, miss);
+            self.miss_stub(miss, again, k);
+            self.asm.alu_load(Alu::Add, W::Q, RCX, at(RAX, ADDEND));
+            return at(RCX, 0);
+        };
+        let tag_at = at(RAX, if write { TAG_WRITE } else { TAG_READ });
+        let fill = |a: &mut Asm| {
+            a.bind(again);
+            find_entry(a);
+            a.load(W::Q, page.tag, tag_at);
+            a.load(W::Q, page.addend, at(RAX, ADDEND));
+            a.mov(W::Q, RAX, page.tag);
+            a.alu(Alu::Xor, W::Q, RAX, RCX);
+            a.alu_imm(Alu::Cmp, W::Q, RAX, limit);
+            a.jcc(cc::A, miss);
+        };
+        if known {
+            // The page of the access before, nearly always.
+            let (other, back) = (self.labels.make(), self.labels.make());
+            self.asm.mov(W::Q, RAX, RCX);
+            self.asm.alu(Alu::Xor, W::Q, RAX, page.tag);
+            self.asm.alu_imm(Alu::Cmp, W::Q, RAX, limit);
+            self.asm.jcc(cc::A, other);
+            self.asm.bind(back);
+            self.cold.bind(other);
+            if page.write == write {
+                fill(&mut self.cold);
+            } else {
+                // What is kept is good for writing, and this page may not be: it is not kept.
+                let a = &mut self.cold;
+                a.bind(again);
+                find_entry(a);
+                a.load(W::Q, spare, tag_at);
+                a.alu(Alu::Xor, W::Q, spare, RCX);
+                a.alu_imm(Alu::Cmp, W::Q, spare, limit);
+                a.jcc(cc::A, miss);
+                a.alu_load(Alu::Add, W::Q, RCX, at(RAX, ADDEND));
+                a.alu(Alu::Sub, W::Q, RCX, page.addend);
+            }
+            self.cold.jmp(back);
+        } else {
+            fill(&mut self.asm);
+        }
+        self.miss_stub(miss, again, k);
+        Mem { base: RCX, index: page.addend, scale: 0, disp: 0 }
+    }
+
+    fn miss_stub(&mut self, miss: Label, again: Label, k: u32) {
         self.cold.bind(miss);
         self.cold.mov_imm(RAX, k.into());
         self.cold.call(self.common.miss);
         self.cold.jmp(again);
     }
 
-    fn load_rcx(&mut self, w: W) -> Val {
+    /// The page to share, and whether it is filled; None: no registers for it.
+    fn shared_page(&mut self, s: Sharing, write: bool) -> Option<(Page, bool)> {
+        let slot = usize::from(s.name != STACK);
+        if let Some(page) = self.state.pages[slot]
+            && page.name == s.name
+        {
+            let known = page.write || !write;
+            let page = Page { write: page.write || write, ..page };
+            self.state.pages[slot] = Some(page);
+            return Some((page, known));
+        }
+        self.drop_page(slot);
+        if self.frugal || self.free_registers() < 4 {
+            return None;
+        }
+        let page = Page { name: s.name, write, tag: self.alloc(), addend: self.alloc() };
+        self.state.pages[slot] = Some(page);
+        self.state.page_registers |= page.registers();
+        self.busy &= !page.registers();
+        Some((page, false))
+    }
+
+    fn load_rcx(&mut self, w: W, sharing: Option<Sharing>) -> Val {
         let d = self.alloc();
-        self.look_up(w.bytes(), false, d);
-        self.asm.alu_load(Alu::Add, W::Q, RCX, at(RAX, ADDEND));
-        self.asm.load(w, d, at(RCX, 0));
+        let m = self.look_up(w.bytes(), false, d, sharing);
+        self.asm.load(w, d, m);
         Val::Host(d, w.bytes())
     }
 
     pub fn load_operand(&mut self, i: &Insn, w: W) -> Val {
         self.operand_address(i);
-        self.load_rcx(w)
+        let sharing = self.sharing(i);
+        self.load_rcx(w, sharing)
     }
 
     /// The operand, and the register with its host address, checked for write.
     pub fn open_operand(&mut self, i: &Insn, w: W) -> (Val, Reg) {
         let (d, host) = (self.alloc(), self.alloc());
         self.operand_address(i);
-        self.look_up(w.bytes(), true, host);
-        self.asm.load(W::Q, host, at(RAX, ADDEND));
-        self.asm.alu(Alu::Add, W::Q, host, RCX);
+        let sharing = self.sharing(i);
+        let m = self.look_up(w.bytes(), true, host, sharing);
+        self.asm.lea(W::Q, host, m);
         self.asm.load(w, d, at(host, 0));
         (Val::Host(d, w.bytes()), host)
     }
@@ -159,17 +283,17 @@ impl Emitter<'_> {
         }
     }
 
-    fn store_rcx(&mut self, w: W, v: Val) {
-        let tag = self.alloc();
-        self.look_up(w.bytes(), true, tag);
-        self.asm.alu_load(Alu::Add, W::Q, RCX, at(RAX, ADDEND));
-        self.store_at(w, at(RCX, 0), v);
+    fn store_rcx(&mut self, w: W, v: Val, sharing: Option<Sharing>) {
+        let spare = self.alloc();
+        let m = self.look_up(w.bytes(), true, spare, sharing);
+        self.store_at(w, m, v);
     }
 
     pub fn store_operand(&mut self, i: &Insn, w: W, v: Val) {
         let v = self.ready(w, v);
         self.operand_address(i);
-        self.store_rcx(w, v);
+        let sharing = self.sharing(i);
+        self.store_rcx(w, v, sharing);
     }
 
     /// A value plus a constant, without flags.
@@ -198,13 +322,13 @@ impl Emitter<'_> {
 
     pub fn load_stack(&mut self, i: &Insn, w: W, offset: Val) -> Val {
         self.stack_address(i, offset);
-        self.load_rcx(w)
+        self.load_rcx(w, Some(Sharing { name: STACK }))
     }
 
     pub fn store_stack(&mut self, i: &Insn, w: W, offset: Val, v: Val) {
         let v = self.ready(w, v);
         self.stack_address(i, offset);
-        self.store_rcx(w, v);
+        self.store_rcx(w, v, Some(Sharing { name: STACK }));
     }
 
     /// Leaves to the interpreter where a computed target is not canonical.

@@ -29,6 +29,23 @@ pub enum Place {
     Const(u64),
 }
 
+/// A page that was looked up for accesses under one name (see `access.rs`).
+#[derive(Clone, Copy)]
+pub struct Page {
+    pub name: u8,
+    /// Looked up for writing.
+    pub write: bool,
+    /// Host registers.
+    pub tag: Reg,
+    pub addend: Reg,
+}
+
+impl Page {
+    pub fn registers(&self) -> u16 {
+        1 << self.tag | 1 << self.addend
+    }
+}
+
 /// What is known between two instructions.
 #[derive(Clone)]
 pub struct State {
@@ -39,11 +56,22 @@ pub struct State {
     holds: [u32; 16],
     pub cached: u16,
     pub flags: FlagState,
+    /// The stack's, and another.
+    pub pages: [Option<Page>; 2],
+    pub page_registers: u16,
 }
 
 impl State {
     pub fn new(flags: FlagState) -> Self {
-        State { guest: [Place::Memory; GUESTS], dirty: 0, holds: [0; 16], cached: 0, flags }
+        State {
+            guest: [Place::Memory; GUESTS],
+            dirty: 0,
+            holds: [0; 16],
+            cached: 0,
+            flags,
+            pages: [None; 2],
+            page_registers: 0,
+        }
     }
     fn forget(&mut self, g: usize) {
         if let Place::Host(h, _) = self.guest[g] {
@@ -67,6 +95,7 @@ impl State {
     pub fn drop_registers(&mut self) {
         (self.guest, self.holds) = ([Place::Memory; GUESTS], [0; 16]);
         (self.dirty, self.cached) = (0, 0);
+        (self.pages, self.page_registers) = ([None; 2], 0);
     }
 }
 
@@ -174,15 +203,36 @@ impl<'a> Emitter<'a> {
         }
     }
 
+    fn free(&self) -> u16 {
+        ALLOCATABLE & !(self.state.cached | self.busy | self.pins | self.state.page_registers)
+    }
+    pub fn free_registers(&self) -> u32 {
+        self.free().count_ones()
+    }
+
+    /// Forgets a page.
+    pub fn drop_page(&mut self, slot: usize) {
+        if let Some(page) = self.state.pages[slot].take() {
+            self.state.page_registers &= !page.registers();
+        }
+    }
+
     /// A host register for a new value of the running instruction.
     pub fn alloc(&mut self) -> Reg {
-        let free = ALLOCATABLE & !(self.state.cached | self.busy | self.pins);
+        let mut free = self.free();
+        for slot in [1, 0] {
+            // Pages are the first to go.
+            if free == 0 {
+                self.drop_page(slot);
+                free = self.free();
+            }
+        }
         if free != 0 {
             let h = free.trailing_zeros() as Reg;
             self.busy |= 1 << h;
             return h;
         }
-        let candidates = ALLOCATABLE & !(self.busy | self.pins);
+        let candidates = self.state.cached & !(self.busy | self.pins);
         if candidates != 0 {
             // Round and round: cheap, and no register is hit twice in a row.
             let rotated = candidates.rotate_right(self.victim);
