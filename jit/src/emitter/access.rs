@@ -262,6 +262,29 @@ impl Emitter<'_> {
         (Val::Host(d, w.bytes()), host)
     }
 
+    /// As `open_operand` under LOCK: from the label on code may run again, until nobody wrote in between.
+    pub fn open_locked(&mut self, i: &Insn, w: W) -> (Reg, Reg, Label) {
+        let (old, host) = (self.alloc(), self.alloc());
+        self.operand_address(i);
+        let m = self.look_up(w.bytes(), true, host, None);
+        self.asm.lea(W::Q, host, m);
+        // What runs again must not give up registers.
+        self.make_room();
+        self.repeated = true;
+        let again = self.labels.make();
+        self.asm.bind(again);
+        self.asm.load(w, old, at(host, 0));
+        (old, host, again)
+    }
+
+    pub fn commit_locked(&mut self, w: W, old: Reg, host: Reg, again: Label, v: Val) {
+        let (new, _) = self.force(v, w);
+        self.asm.mov(W::Q, RAX, old);
+        self.asm.lock_cmpxchg(w, at(host, 0), new);
+        self.asm.jcc(cc::NE, again);
+        self.repeated = false;
+    }
+
     /// A value ready to be stored: nothing is computed after the address is known.
     fn ready(&mut self, w: W, v: Val) -> Val {
         match self.exprs.resolve(v) {

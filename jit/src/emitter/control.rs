@@ -17,12 +17,12 @@ use trimaran_cpu::translate::offset;
 const RIP: usize = offset::gpr(gpr::RIP);
 
 /// Whether an instruction goes to the interpreter's handler.
-fn is_helper(i: &Insn) -> bool {
+fn is_helper(i: &Insn, frugal: bool) -> bool {
     use Kernel::{Call, CallIndirect, Helper, Lea, Leave, Nop, Pop, Push, Ret};
     let stack = matches!(i.kernel, Push | Pop | Call | CallIndirect | Ret | Leave);
     let memory = i.memory() && !matches!(i.kernel, Lea | Nop);
     i.kernel == Helper
-        || i.form >= trimaran_cpu::interp::form::LOCKED_REG
+        || frugal && i.form >= trimaran_cpu::interp::form::LOCKED_REG
         || memory && i.has(prefix::CHECKED)
         || stack && i.prefix & (prefix::CHECKED_STACK | prefix::STACK16) != 0
 }
@@ -293,7 +293,7 @@ impl Emitter<'_> {
         for (number, i) in block.insns.iter().enumerate() {
             self.number = number;
             self.leave = Leave::No;
-            let helper = is_helper(i);
+            let helper = is_helper(i, self.frugal);
             let control = matches!(
                 i.kernel,
                 Kernel::Jmp

@@ -344,6 +344,13 @@ impl Asm {
         self.bytes.push(0xF5);
     }
 
+    /// LOCK CMPXCHG [m], s.
+    pub fn lock_cmpxchg(&mut self, w: W, m: Mem, s: Reg) {
+        self.clobbered = true;
+        self.bytes.push(0xF0);
+        self.rm(w, Self::sized(w, 0x0FB1), s, Self::byte_reg(w, s), m);
+    }
+
     // ---- control
     pub fn jcc(&mut self, cc: u8, to: Label) {
         self.bytes.extend_from_slice(&[0x0F, 0x80 | cc]);

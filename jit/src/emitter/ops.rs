@@ -1,6 +1,6 @@
 //! The emitter's instance of [`Ops`]: each call makes a value, or host code where something happens.
 
-use super::encode::{Reg, at};
+use super::encode::{Label, Reg, at};
 use super::registers::Emitter;
 use super::value::{Bit, BitOp, Op, Val, fold_bin};
 use trimaran_cpu::flags::Flags;
@@ -24,6 +24,8 @@ pub enum Slot {
     Register,
     /// Register with the host address.
     Memory(Reg),
+    /// The same under LOCK: the old value, and where it is read again if somebody else was faster.
+    Locked(Reg, Reg, Label),
 }
 
 /// Kernels never leave early: what faults does so at run time.
@@ -97,6 +99,10 @@ impl Ops for Emitter<'_> {
         if i.form < form::MEM_REG {
             return Ok((self.read_guest(w, i.r0), Slot::Register));
         }
+        if i.form >= form::LOCKED_REG {
+            let (old, host, again) = self.open_locked(i, w);
+            return Ok((Val::Host(old, w.bytes()), Slot::Locked(old, host, again)));
+        }
         let (value, host) = self.open_operand(i, w);
         Ok((value, Slot::Memory(host)))
     }
@@ -104,6 +110,7 @@ impl Ops for Emitter<'_> {
         match slot {
             Slot::Register => self.write_guest(i.width(), i.r0, value),
             Slot::Memory(host) => self.store_at(i.width(), at(host, 0), value),
+            Slot::Locked(old, host, again) => self.commit_locked(i.width(), old, host, again, value),
         }
     }
     fn put(&mut self, i: &Insn, value: Val) -> Result<(), Never> {

@@ -131,6 +131,8 @@ pub struct Emitter<'a> {
     pub in_cold: bool,
     /// Flags are written after each instruction: for code that needs more registers than there are.
     pub frugal: bool,
+    /// What is emitted may run again, under LOCK.
+    pub repeated: bool,
     pub failed: Option<&'static str>,
     victim: u32,
     pub common: Common,
@@ -184,6 +186,7 @@ impl<'a> Emitter<'a> {
             leave: super::ops::Leave::No,
             in_cold: false,
             frugal,
+            repeated: false,
             failed: None,
             victim: 0,
             common,
@@ -243,6 +246,9 @@ impl<'a> Emitter<'a> {
             return h as Reg;
         }
         if self.pins != 0 {
+            if self.repeated {
+                self.fail(NO_REGISTER);
+            }
             let before = std::mem::replace(&mut self.pins, 0);
             let only_pins = before & !self.busy;
             if only_pins != 0 && self.failed.is_none() {
@@ -257,8 +263,23 @@ impl<'a> Emitter<'a> {
         RDX
     }
 
+    /// Frees registers for all that a locked instruction computes.
+    pub fn make_room(&mut self) {
+        (self.drop_page(0), self.drop_page(1));
+        while self.free_registers() < 6 {
+            let candidates = self.state.cached & !(self.busy | self.pins);
+            if candidates == 0 {
+                return;
+            }
+            self.evict(candidates.trailing_zeros() as Reg);
+        }
+    }
+
     /// Gives up a cached host register.
     fn evict(&mut self, h: Reg) {
+        if self.repeated {
+            self.fail(NO_REGISTER);
+        }
         let mut held = self.state.holds[usize::from(h)];
         while held != 0 {
             let g = held.trailing_zeros() as usize;
