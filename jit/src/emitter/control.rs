@@ -17,7 +17,7 @@ use trimaran_cpu::translate::offset;
 const RIP: usize = offset::gpr(gpr::RIP);
 
 /// Whether an instruction goes to the interpreter's handler.
-fn is_helper(i: &Insn, frugal: bool) -> bool {
+pub fn is_helper(i: &Insn, frugal: bool) -> bool {
     use Kernel::{Call, CallIndirect, Helper, Lea, Leave, Nop, Pop, Push, Ret};
     let stack = matches!(i.kernel, Push | Pop | Call | CallIndirect | Ret | Leave);
     let memory = i.memory() && !matches!(i.kernel, Lea | Nop);
@@ -155,8 +155,13 @@ impl Emitter<'_> {
             Target::Block(0) => {
                 self.attention();
                 self.count(false);
-                self.write_all();
-                self.asm.jmp(starts[0]);
+                if let Some(head) = self.head.take() {
+                    self.back_to(&head, starts[0]);
+                    self.head = Some(head);
+                } else {
+                    self.write_all();
+                    self.asm.jmp(starts[0]);
+                }
             }
             Target::Block(n) => {
                 self.write_all();
@@ -272,6 +277,9 @@ impl Emitter<'_> {
                 }
                 self.state = State::new(FlagState::UNKNOWN);
                 self.flags_known = false;
+                if n == 0 {
+                    self.head = self.prepare_head();
+                }
                 self.asm.bind(starts[n]);
             }
             self.instruction_ends();

@@ -6,7 +6,8 @@
 //! - A *value* (`value.rs`) is a constant, a host register, or an expression over those that is computed
 //!   when somebody needs it (`compute.rs`). A register that holds a value is never modified.
 //! - The *cache* (`registers.rs`) says which host register a guest register was renamed to, and whether memory
-//!   knows. It is empty where a block can be reached otherwise than by falling into it.
+//!   knows. It is empty where a block can be reached otherwise than by falling into it, but for a loop's head
+//!   (`loops.rs`).
 //! - *Flags* (`flag_state.rs`) are the last declaration; conditions (`conditions.rs`) repeat the operation on the host.
 //! - A *snapshot* (`snapshot.rs`) rebuilds the guest's state before an instruction whose access missed the TLB
 //!   (`access.rs`, `miss.rs`). It needs no code where nothing misses.
@@ -21,6 +22,7 @@ mod conditions;
 mod control;
 mod encode;
 mod flag_state;
+mod loops;
 pub(crate) mod miss;
 mod ops;
 mod registers;

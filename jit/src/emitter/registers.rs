@@ -133,6 +133,8 @@ pub struct Emitter<'a> {
     pub frugal: bool,
     /// What is emitted may run again, under LOCK.
     pub repeated: bool,
+    /// The state at the region's head, if it is a loop's.
+    pub head: Option<State>,
     pub failed: Option<&'static str>,
     victim: u32,
     pub common: Common,
@@ -187,6 +189,7 @@ impl<'a> Emitter<'a> {
             in_cold: false,
             frugal,
             repeated: false,
+            head: None,
             failed: None,
             victim: 0,
             common,
@@ -290,7 +293,7 @@ impl<'a> Emitter<'a> {
     }
 
     /// Brings a guest register's memory up to date; its place stays. No flags.
-    fn write_back(&mut self, g: usize) {
+    pub fn write_back(&mut self, g: usize) {
         if self.state.dirty >> g & 1 == 0 {
             return;
         }

@@ -1,0 +1,130 @@
+//! Loops: what the head of a region holds in registers when it is reached from its own end.
+//!
+//! The registers that the region's code names most are loaded before the head is bound; a way back brings them to
+//! the same host registers again, so an iteration loads and stores none of them. It is a guess that costs
+//! little: whatever the guess was, the way back makes it true.
+
+use super::control::is_helper;
+use super::encode::{Label, RAX, Reg, field};
+use super::registers::{Emitter, Place, State};
+use trimaran_cpu::insn::{Insn, W};
+use trimaran_cpu::interp::form;
+use trimaran_cpu::kernels::Kernel;
+use trimaran_cpu::state::gpr;
+use trimaran_cpu::translate::offset;
+
+/// More leave too few for what an iteration computes.
+const MOST: usize = 7;
+
+/// Guest registers that an instruction names, as bits: all, and those it writes.
+fn named(i: &Insn) -> (u32, u32) {
+    use Kernel::*;
+    let register = |n: u8| 1u32 << (n & 15);
+    let address = |n: u8| if n < 16 { 1u32 << n } else { 0 };
+    let stack = 1u32 << gpr::RSP;
+    let mut all = if i.memory() { address(i.base) | address(i.index) } else { 0 };
+    let mut written = 0;
+    let to_register = i.form < form::MEM_REG;
+    match i.kernel {
+        Jmp | Jcc | Nop | Helper => return (all, 0),
+        Call => return (all | stack, stack),
+        Push | CallIndirect => {
+            let source = if i.form == form::REG_REG { register(i.r1) } else { 0 };
+            return (all | stack | source, stack);
+        }
+        Pop => (all, written) = (all | stack | register(i.r0), stack | register(i.r0)),
+        Ret | Leave => return (all | stack, stack),
+        Loop | Jrcxz => return (all | 1 << gpr::RCX, 1 << gpr::RCX),
+        Mul | ImulWide | ConvertWide => {
+            let pair = 1 << gpr::RAX | 1 << gpr::RDX;
+            (all, written) = (all | pair, pair);
+        }
+        Convert => return (all | 1, 1),
+        Cmp | Test | Bt | JmpIndirect => {
+            if to_register {
+                all |= register(i.r0);
+            }
+        }
+        _ if to_register => {
+            all |= register(i.r0);
+            written = register(i.r0);
+        }
+        _ => {}
+    }
+    if matches!(i.form, form::REG_REG | form::MEM_REG) {
+        all |= register(i.r1);
+    }
+    (all, written)
+}
+
+impl Emitter<'_> {
+    /// Loads what the head shall hold; None: nothing, because helpers would make it useless.
+    pub fn prepare_head(&mut self) -> Option<State> {
+        let region = self.job.region;
+        let (mut uses, mut written) = ([0u32; 16], 0);
+        for i in region.blocks.iter().flat_map(|b| &b.insns) {
+            if is_helper(i, self.frugal) {
+                return None;
+            }
+            let (all, writes) = named(i);
+            written |= writes;
+            (0..16).filter(|n| all >> n & 1 != 0).for_each(|n| uses[n] += 1);
+        }
+        if self.frugal {
+            return None;
+        }
+        for _ in 0..MOST {
+            let most = (0..16).max_by_key(|&n| uses[n]).filter(|&n| uses[n] != 0);
+            let Some(g) = most else { break };
+            uses[g] = 0;
+            self.guest(g);
+            let place = self.state.guest[g];
+            // What is written in the loop counts as dirty from the start.
+            self.state.place(g, place, written >> g & 1 != 0);
+        }
+        self.busy = 0;
+        Some(self.state.clone())
+    }
+
+    /// Back to the head, with everything where `prepare_head` had it.
+    pub fn back_to(&mut self, head: &State, label: Label) {
+        self.write_flags();
+        for g in 0..16 {
+            if head.dirty >> g & 1 == 0 {
+                self.write_back(g);
+            }
+        }
+        let mut moves: Vec<(Reg, Reg)> = Vec::new();
+        let mut rest: Vec<(Reg, usize)> = Vec::new();
+        for g in 0..16 {
+            let Place::Host(to, _) = head.guest[g] else { continue };
+            match self.state.guest[g] {
+                Place::Host(from, _) if from != to => moves.push((to, from)),
+                Place::Host(..) => {}
+                _ => rest.push((to, g)),
+            }
+        }
+        // A register that a value stays in is no move, and nothing moves into it: places of the head are distinct.
+        while !moves.is_empty() {
+            let free = moves.iter().position(|&(to, _)| moves.iter().all(|&(_, from)| from != to));
+            let Some(n) = free else {
+                // All that is left are rings: open one.
+                let (to, _) = moves[0];
+                self.asm.mov(W::Q, RAX, to);
+                for (_, from) in moves.iter_mut().filter(|m| m.1 == to) {
+                    *from = RAX;
+                }
+                continue;
+            };
+            let (to, from) = moves.swap_remove(n);
+            self.asm.mov(W::Q, to, from);
+        }
+        for (to, g) in rest {
+            match self.state.guest[g] {
+                Place::Const(v) => self.asm.mov_imm(to, v),
+                _ => self.asm.load(W::Q, to, field(offset::gpr(g))),
+            }
+        }
+        self.asm.jmp(label);
+    }
+}
