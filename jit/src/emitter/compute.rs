@@ -107,6 +107,14 @@ impl Emitter<'_> {
         match n.op {
             Op::Bin(Bin::MulHighSigned) => self.multiply_high(true, w, n.a, n.b),
             Op::Bin(Bin::MulHighUnsigned) => self.multiply_high(false, w, n.a, n.b),
+            Op::Bin(Bin::Mul) if w != W::B && self.factor(n.b, w).is_some() => {
+                let (a, zx) = self.force(n.a, w);
+                let d = self.alloc();
+                self.asm.imul_imm(w, d, a, self.factor(n.b, w).unwrap_or(0));
+                self.flags_are(k);
+                // 16 bits leave what was in `d`.
+                (d, if w == W::W { 8 } else { after(zx) })
+            }
             Op::Bin(Bin::Mul) => {
                 let (b, _) = self.force(n.b, w);
                 let (d, zx) = self.copy(n.a, w);
@@ -207,6 +215,14 @@ impl Emitter<'_> {
                 self.asm.lea(whole(w), d, at(rip, delta as i32));
                 (d, if w == W::Q { 8 } else { 4 })
             }
+        }
+    }
+
+    /// A constant factor that can be an immediate.
+    fn factor(&self, v: Val, w: W) -> Option<i32> {
+        match self.exprs.resolve(v) {
+            Val::Const(c) => immediate(w, c),
+            _ => None,
         }
     }
 
@@ -401,6 +417,11 @@ impl Emitter<'_> {
                 let xor = matches!(self.exprs.bits[usize::from(k)], BitOp::Xor(..));
                 self.asm.alu(if xor { Alu::Xor } else { Alu::And }, W::B, d, y);
                 cc::NE
+            }
+            BitOp::MulOver(w, a, b) if w != W::B && self.factor(b, w).is_some() => {
+                let (a, _) = self.force(a, w);
+                self.asm.imul_imm(w, RAX, a, self.factor(b, w).unwrap_or(0));
+                cc::O
             }
             BitOp::MulOver(w, a, b) => {
                 let ((a, _), (b, _)) = (self.force(a, w), self.force(b, w));

@@ -326,6 +326,17 @@ impl Asm {
         self.clobbered = true;
         self.rr(w, 0x0FAF, d, s);
     }
+    /// d = s * v, 16 bits and up.
+    pub fn imul_imm(&mut self, w: W, d: Reg, s: Reg, v: i32) {
+        self.clobbered = true;
+        if i32::from(v as i8) == v {
+            self.rr(w, 0x6B, d, s);
+            self.bytes.push(v as u8);
+        } else {
+            self.rr(w, 0x69, d, s);
+            self.imm(w, v);
+        }
+    }
     /// 32 or 64 bits.
     pub fn popcnt(&mut self, w: W, d: Reg, s: Reg) {
         self.clobbered = true;

@@ -179,8 +179,11 @@ impl Emitter<'_> {
             let n = self.exprs.nodes[usize::from(k)];
             if matches!(n.op, Op::Bin(Bin::Mul)) {
                 // The operands may be expressions of this instruction.
-                self.force(n.a, w);
-                self.force(n.b, w);
+                for v in [n.a, n.b] {
+                    if !matches!(v, Val::Const(_)) {
+                        self.force(v, w);
+                    }
+                }
                 let (a, b) = (self.exprs.resolve(n.a), self.exprs.resolve(n.b));
                 return self.exprs.bit(BitOp::MulOver(w, a, b));
             }

@@ -40,11 +40,8 @@ fn named(i: &Insn) -> (u32, u32) {
             (all, written) = (all | pair, pair);
         }
         Convert => return (all | 1, 1),
-        Cmp | Test | Bt | JmpIndirect => {
-            if to_register {
-                all |= register(i.r0);
-            }
-        }
+        Cmp | Test | Bt if to_register => all |= register(i.r0),
+        Cmp | Test | Bt | JmpIndirect => {}
         _ if to_register => {
             all |= register(i.r0);
             written = register(i.r0);

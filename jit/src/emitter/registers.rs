@@ -268,7 +268,8 @@ impl<'a> Emitter<'a> {
 
     /// Frees registers for all that a locked instruction computes.
     pub fn make_room(&mut self) {
-        (self.drop_page(0), self.drop_page(1));
+        self.drop_page(0);
+        self.drop_page(1);
         while self.free_registers() < 6 {
             let candidates = self.state.cached & !(self.busy | self.pins);
             if candidates == 0 {
