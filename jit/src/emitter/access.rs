@@ -12,6 +12,7 @@
 use super::encode::{Alu, Asm, Label, Mem, NONE, RAX, RCX, Reg, Sh, at, cc, field};
 use super::registers::{Emitter, Page};
 use super::value::Val;
+use std::sync::LazyLock;
 use trimaran_cpu::insn::{Insn, W};
 use trimaran_cpu::kernels::Kernel;
 use trimaran_cpu::state::{gpr, seg};
@@ -44,12 +45,19 @@ struct Sharing {
 
 /// RAX becomes the address of the TLB entry that RCX selects.
 fn find_entry(a: &mut Asm) {
-    a.mov(W::D, RAX, RCX);
-    a.shift_imm(Sh::Shr, W::D, RAX, 10);
-    a.alu(Alu::Xor, W::D, RAX, RCX);
-    a.shift_imm(Sh::Shr, W::D, RAX, (12 - ENTRY_SHIFT) as u8);
-    a.alu_imm(Alu::And, W::D, RAX, ((ENTRIES - 1) << ENTRY_SHIFT) as i32);
-    a.alu_load(Alu::Add, W::Q, RAX, field(offset::TLB));
+    // Always the same bytes.
+    static FIND: LazyLock<Vec<u8>> = LazyLock::new(|| {
+        let mut a = Asm::default();
+        a.mov(W::D, RAX, RCX);
+        a.shift_imm(Sh::Shr, W::D, RAX, 10);
+        a.alu(Alu::Xor, W::D, RAX, RCX);
+        a.shift_imm(Sh::Shr, W::D, RAX, (12 - ENTRY_SHIFT) as u8);
+        a.alu_imm(Alu::And, W::D, RAX, ((ENTRIES - 1) << ENTRY_SHIFT) as i32);
+        a.alu_load(Alu::Add, W::Q, RAX, field(offset::TLB));
+        a.bytes
+    });
+    a.bytes.extend_from_slice(&FIND);
+    a.clobbered = true;
 }
 
 impl Emitter<'_> {

@@ -97,6 +97,16 @@ impl Labels {
 }
 
 impl Asm {
+    /// Room for the code of so many guest instructions.
+    pub fn for_insns(n: usize) -> Self {
+        Asm {
+            bytes: Vec::with_capacity(n * 64 + 256),
+            fixups: Vec::with_capacity(n * 3),
+            bound: Vec::with_capacity(n * 3),
+            clobbered: true,
+        }
+    }
+
     fn i32(&mut self, v: i32) {
         self.bytes.extend_from_slice(&v.to_le_bytes());
     }
@@ -104,21 +114,28 @@ impl Asm {
     /// Prefixes and opcode. `bytes`: the registers that are used as byte registers.
     #[inline]
     fn head(&mut self, w: W, opcode: u32, reg: Reg, index: Reg, base: Reg, bytes: [Reg; 2]) {
+        // At most five bytes, pushed as one.
+        let (mut packed, mut n) = (0u64, 0);
+        let mut put = |byte: u8| {
+            packed |= u64::from(byte) << (n * 8);
+            n += 1;
+        };
         if w == W::W {
-            self.bytes.push(0x66);
+            put(0x66);
         }
         if opcode > 0xFFFF {
-            self.bytes.push((opcode >> 16) as u8);
+            put((opcode >> 16) as u8);
         }
         let high = |r: Reg| if r == NONE { 0 } else { r >> 3 & 1 };
         let rex = u8::from(w == W::Q) << 3 | high(reg) << 2 | high(index) << 1 | high(base);
         if rex != 0 || bytes.iter().any(|r| (4..8).contains(r)) {
-            self.bytes.push(0x40 | rex);
+            put(0x40 | rex);
         }
         if opcode & 0xFF00 != 0 {
-            self.bytes.push((opcode >> 8) as u8);
+            put((opcode >> 8) as u8);
         }
-        self.bytes.push(opcode as u8);
+        put(opcode as u8);
+        self.bytes.extend_from_slice(&packed.to_le_bytes()[..n]);
     }
 
     #[inline]

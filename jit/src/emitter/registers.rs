@@ -165,16 +165,14 @@ impl<'a> Emitter<'a> {
             lookup: labels.make(),
         };
         let insns = job.region.insns();
-        let mut asm = Asm::default();
-        asm.bytes.reserve(insns * 64 + 256);
         Emitter {
             job,
             code64: job.region.key.code64(),
-            asm,
-            cold: Asm::default(),
+            asm: Asm::for_insns(insns),
+            cold: Asm::for_insns(insns),
             labels,
             state: State::new(FlagState::UNKNOWN),
-            exprs: Exprs::default(),
+            exprs: Exprs::for_insns(insns),
             busy: 0,
             pins: 0,
             host_flags: None,

@@ -80,6 +80,13 @@ pub struct Exprs {
 }
 
 impl Exprs {
+    pub fn for_insns(n: usize) -> Self {
+        Exprs {
+            nodes: Vec::with_capacity(n * 3),
+            bits: Vec::with_capacity(n * 2),
+            computed: Vec::with_capacity(n * 2),
+        }
+    }
     pub fn node(&mut self, op: Op, w: W, a: Val, b: Val) -> Val {
         self.nodes.push(Node { op, w, a, b, host: None });
         Val::Node((self.nodes.len() - 1) as u16)
