@@ -10,12 +10,12 @@ use rand::rngs::SmallRng;
 use rand::{Rng, SeedableRng};
 use std::sync::Arc;
 use trimaran_cpu::bus::{Bus, GeneralProtection, Page};
-use trimaran_cpu::insn::Insn;
+use trimaran_cpu::insn::{Insn, W};
 use trimaran_cpu::model::Model;
 use trimaran_cpu::ram::Ram;
 use trimaran_cpu::shared::CodeFence;
 use trimaran_cpu::state::{Activity, RFlags, Segment, attr, gpr, seg};
-use trimaran_cpu::translate::PendingFlags;
+use trimaran_cpu::translate::{PendingFlags, offset};
 use trimaran_cpu::{Vcpu, VcpuConfig};
 
 const RAM: u64 = 0x20000;
@@ -25,6 +25,8 @@ const DATA_END: u64 = 0x1C000;
 /// Not present; the page after it may not be written.
 const HOLE: u64 = 0x18000;
 const CONST: u64 = 0x19000;
+
+const LANDED: u64 = 77;
 
 struct OnlyRam;
 
@@ -70,7 +72,10 @@ struct Machine {
 impl Machine {
     /// In 64-bit mode with paging, or in flat 32-bit mode without.
     fn new(long: bool) -> Self {
-        let ram = Arc::new(Ram::anonymous(RAM));
+        Self::on(Arc::new(Ram::anonymous(RAM)), long)
+    }
+
+    fn on(ram: Arc<Ram>, long: bool) -> Self {
         let model = Arc::new(Model::default());
         let config =
             VcpuConfig { id: 0, model, ram: ram.clone(), bus: Arc::new(OnlyRam), fence: CodeFence::new(1) };
@@ -262,11 +267,12 @@ fn number(rng: &mut SmallRng) -> u64 {
 
 struct Bench {
     buffer: CodeBuffer,
+    landing: usize,
     _fixed: CodeBuffer,
     runtime: abi::Runtime,
     table: Vec<JumpEntry>,
     covered: std::collections::BTreeMap<String, u64>,
-    left: [u64; 6],
+    left: [u64; 7],
     ran: u64,
 }
 
@@ -275,8 +281,24 @@ impl Bench {
         // The stubs have a buffer of their own, which never starts again.
         let (buffer, mut fixed) = (CodeBuffer::new(1 << 20).unwrap(), CodeBuffer::new(1 << 16).unwrap());
         let runtime = stubs::install(&mut fixed).unwrap();
+        // Where indirect jumps that are found go: it leaves like a slot.
+        let mut a = super::encode::Asm::default();
+        a.store(W::Q, super::encode::field(offset::BUDGET), super::encode::RSI);
+        a.mov_imm(super::encode::RAX, LANDED);
+        a.ret();
+        let landing = fixed.put(&a.bytes);
+        let landing = fixed.address(landing);
         let table = vec![JumpEntry { tag: 1 << 63, code: 0 }; JUMP_ENTRIES];
-        Bench { buffer, _fixed: fixed, runtime, table, covered: Default::default(), left: [0; 6], ran: 0 }
+        Bench {
+            buffer,
+            landing,
+            _fixed: fixed,
+            runtime,
+            table,
+            covered: Default::default(),
+            left: [0; 7],
+            ran: 0,
+        }
     }
 
     /// Runs the code at RIP of `a` as one region, and as many instructions in `b`.
@@ -294,6 +316,12 @@ impl Bench {
         v.mode_may_have_changed();
         v.prepare_translated();
         v.translated.jump_table = self.table.as_ptr() as usize;
+        v.translated.salt = 0x1234 << 48 | budget as u64;
+        // Computed targets are likely to be what a register holds.
+        for target in &v.state.gpr[..16] {
+            let tag = target ^ v.translated.salt;
+            self.table[abi::jump_index(*target)] = JumpEntry { tag, code: self.landing as u64 };
+        }
         let rip = v.state.gpr[gpr::RIP];
         let Some(first) = v.block_at(rip) else { return false };
         v.stop_block = false;
@@ -320,6 +348,7 @@ impl Bench {
         let word = miss::enter(&self.runtime, v, budget, at);
         let kind = match word {
             abi::LOOKUP..=abi::HOT => word as usize,
+            LANDED => 6,
             _ => 5,
         };
         self.left[kind] += 1;
@@ -406,7 +435,10 @@ fn random_code(long: bool, seed: u64, runs: u64) {
     }
     eprintln!("{} instructions ran", bench.ran);
     assert!(bench.ran > runs && bench.left.iter().all(|&n| n > runs / 1000), "too little was tested");
-    eprintln!("{:?}\nleft by {:?} (lookup, stop, interpret, done, hot, slot)", bench.covered, bench.left);
+    eprintln!(
+        "{:?}\nleft by {:?} (lookup, stop, interpret, done, hot, slot, jump table)",
+        bench.covered, bench.left
+    );
 }
 
 /// How many runs: more by TRIMARAN_EMITTER_RUNS.
@@ -474,5 +506,57 @@ fn translation_time() {
             show(&compile(&job).unwrap().bytes, 64, 0);
         }
     }
-    bench.left = [0; 6];
+    bench.left = [0; 7];
+}
+
+/// Two processors count in one place under LOCK; none of their steps is lost.
+#[test]
+fn locked_instructions_are_atomic() {
+    const ROUNDS: u64 = 200_000;
+    // lock inc qword [rdi]; mov eax, 1; lock xadd [rdi + 8], rax; lock add dword [rdi + 16], 1; dec ecx; jnz
+    let code: &[u8] = &[
+        0xF0, 0x48, 0xFF, 0x07, 0xB8, 1, 0, 0, 0, 0xF0, 0x48, 0x0F, 0xC1, 0x47, 0x08, 0xF0, 0x83, 0x47, 0x10,
+        0x01, 0xFF, 0xC9, 0x75, 0xE8, 0xF4,
+    ];
+    let ram = Arc::new(Ram::anonymous(RAM));
+    std::thread::scope(|threads| {
+        for n in 0..2u64 {
+            let ram = ram.clone();
+            threads.spawn(move || {
+                let mut m = Machine::on(ram, true);
+                let rip = CODE + n * 0x1000;
+                m.ram.write(rip, code);
+                let mut bench = Bench::new();
+                let v = &mut m.vcpu;
+                (v.state.gpr[gpr::RIP], v.state.gpr[gpr::RDI]) = (rip, DATA);
+                v.state.gpr[gpr::RCX] = ROUNDS;
+                v.state_loaded();
+                v.mode_may_have_changed();
+                v.prepare_translated();
+                let first = v.block_at(rip).unwrap();
+                v.shared.clear(!0);
+                v.stop_block = false;
+                let limits = Limits { blocks: 1, insns: 20, trace: true };
+                let region = Region::form(v, first, rip, limits).unwrap();
+                let slots: Vec<Slot> = (0..region.slots)
+                    .map(|n| Slot::new(bench.runtime.unlinked as u64, 0, n as u32))
+                    .collect();
+                let job = Job {
+                    region: &region,
+                    slots: slots.as_ptr() as usize,
+                    runtime: &bench.runtime,
+                    counter: None,
+                };
+                let made = compile(&job).unwrap();
+                let at = bench.buffer.put(&made.bytes);
+                miss::enter(&bench.runtime, v, 10 * ROUNDS as i64, bench.buffer.address(at));
+                assert_eq!(v.state.gpr[gpr::RCX], 0);
+            });
+        }
+    });
+    for at in [DATA, DATA + 8, DATA + 16] {
+        let mut count = [0; 4];
+        ram.read(at, &mut count);
+        assert_eq!(u64::from(u32::from_le_bytes(count)), 2 * ROUNDS);
+    }
 }
