@@ -1,7 +1,7 @@
 //! The smallest machine a processor runs in: RAM from address 0, no devices, ports that can be scripted.
 
 use std::ops::Range;
-use std::sync::atomic::{AtomicU32, AtomicU64, Ordering::SeqCst};
+use std::sync::atomic::{AtomicU32, Ordering::SeqCst};
 use std::sync::{Arc, Mutex};
 use trimaran_cpu::bus::{Bus, GeneralProtection, Page};
 use trimaran_cpu::engine::{Engine, EngineFactory};
@@ -18,7 +18,8 @@ pub struct FlatBus {
     /// Vector that the next INTA gives.
     pub interrupt: AtomicU32,
     fence: Arc<CodeFence>,
-    clock: AtomicU64,
+    /// What each processor had retired at each of its accesses to devices and the clock.
+    pub times: Mutex<Vec<u64>>,
     /// Range of physical addresses that is MMIO: reads give the address, writes are logged as port 0xFFFF.
     pub mmio: Range<u64>,
 }
@@ -28,6 +29,15 @@ impl FlatBus {
     pub fn raise(&self, vector: u8) {
         self.interrupt.store(u32::from(vector), SeqCst);
         self.fence.vcpus[0].raise(attention::INTR);
+    }
+
+    /// Notes and returns what a processor says that it has retired.
+    fn time(&self, cpu: usize) -> u64 {
+        let now = self.fence.vcpus[cpu].retired.load(SeqCst);
+        if let Ok(mut times) = self.times.lock() {
+            times.push(now);
+        }
+        now
     }
 }
 
@@ -39,19 +49,23 @@ impl Bus for FlatBus {
             Page::Mmio
         }
     }
-    fn mmio_read(&self, _cpu: usize, address: u64, size: u8) -> u64 {
+    fn mmio_read(&self, cpu: usize, address: u64, size: u8) -> u64 {
+        self.time(cpu);
         let value = if self.mmio.contains(&address) { address } else { u64::MAX };
         if size >= 8 { value } else { value & ((1 << (size * 8)) - 1) }
     }
-    fn mmio_write(&self, _cpu: usize, _address: u64, size: u8, value: u64) {
+    fn mmio_write(&self, cpu: usize, _address: u64, size: u8, value: u64) {
+        self.time(cpu);
         if let Ok(mut log) = self.written.lock() {
             log.push((0xFFFF, size, value as u32));
         }
     }
-    fn port_read(&self, _cpu: usize, _port: u16, size: u8) -> u32 {
+    fn port_read(&self, cpu: usize, _port: u16, size: u8) -> u32 {
+        self.time(cpu);
         if size >= 4 { u32::MAX } else { (1 << (size * 8)) - 1 }
     }
-    fn port_write(&self, _cpu: usize, port: u16, size: u8, value: u32) {
+    fn port_write(&self, cpu: usize, port: u16, size: u8, value: u32) {
+        self.time(cpu);
         if let Ok(mut log) = self.written.lock() {
             log.push((port, size, value));
         }
@@ -60,8 +74,9 @@ impl Bus for FlatBus {
         self.fence.vcpus[cpu].clear(attention::INTR);
         Some(self.interrupt.load(SeqCst) as u8)
     }
-    fn clock(&self, _cpu: usize) -> u64 {
-        self.clock.fetch_add(1, SeqCst)
+    fn clock(&self, cpu: usize) -> u64 {
+        // One count an instruction, so that the time read is right only if the count is.
+        self.time(cpu)
     }
     fn read_apic_msr(&self, _cpu: usize, _index: u32) -> Option<Result<u64, GeneralProtection>> {
         None
@@ -88,7 +103,7 @@ fn board(ram_bytes: u64, mmio: Range<u64>, count: usize) -> (Arc<FlatBus>, Arc<R
         written: Mutex::default(),
         interrupt: AtomicU32::new(0),
         fence: fence.clone(),
-        clock: AtomicU64::new(0),
+        times: Mutex::default(),
         mmio,
     });
     let model = Arc::new(Model::default());

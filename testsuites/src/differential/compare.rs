@@ -68,5 +68,11 @@ pub fn memories(world: &World, want: &Machine, got: &Machine) -> Vec<String> {
         let n = a.iter().zip(&b).take_while(|(a, b)| a == b).count();
         out.push(format!("bus write {n}: interpreter {:x?}, translator {:x?}", a.get(n), b.get(n)));
     }
+    let times = |m: &Machine| m.bus.times.lock().map(|l| l.clone()).unwrap_or_default();
+    let (a, b) = (times(want), times(got));
+    if a != b {
+        let n = a.iter().zip(&b).take_while(|(a, b)| a == b).count();
+        out.push(format!("count at bus access {n}: interpreter {:?}, translator {:?}", a.get(n), b.get(n)));
+    }
     out
 }

@@ -85,8 +85,6 @@ fn usable(x: &Instruction) -> bool {
         x.mnemonic(),
         M::In
             | M::Out
-            | M::Rdtsc
-            | M::Rdtscp
             | M::Rdpmc
             | M::Monitor
             | M::Mwait

@@ -37,6 +37,7 @@ pub mod at {
     pub const CHECKPOINT: u64 = CONTROL + 8;
     pub const FAULTS: u64 = CONTROL + 16;
     pub const MXCSR: u64 = CONTROL + 24;
+    pub const OTHER_MXCSR: u64 = CONTROL + 32;
     /// Loop counters from here, branch tables from `TABLES`.
     pub const COUNTERS: u64 = CONTROL + 0x40;
     pub const TABLES: u64 = CONTROL + 0x800;
@@ -57,6 +58,8 @@ pub const INTERRUPT: u8 = 0x50;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Mode {
     Long,
+    /// 32-bit code in long mode.
+    Compatibility,
     /// 32-bit protected mode with 32-bit paging.
     Paged,
     /// 32-bit protected mode without paging: there is no alias.
@@ -81,6 +84,10 @@ pub struct World {
 impl World {
     pub fn bits(&self) -> u32 {
         if self.mode == Mode::Long { 64 } else { 32 }
+    }
+    /// The kernel's code size.
+    pub fn kernel_bits(&self) -> u32 {
+        if matches!(self.mode, Mode::Long | Mode::Compatibility) { 64 } else { 32 }
     }
     pub fn word(&self) -> u64 {
         u64::from(self.bits() / 8)
@@ -108,7 +115,7 @@ impl World {
     /// The images of everything but the program.
     pub fn images(&self, calls: &[Vec<u8>]) -> Vec<(u64, Vec<u8>)> {
         let mut out = self.tables();
-        let bits = self.bits();
+        let bits = self.kernel_bits();
         let mut stub = |at: u64, f: &dyn Fn(&mut CodeAssembler) -> Result<(), iced_x86::IcedError>| {
             let mut a = CodeAssembler::new(bits).expect("an assembler");
             f(&mut a).expect("an instruction");
@@ -140,7 +147,10 @@ impl World {
         let mut put = |at: u64, value: u64| out.push((at, value.to_le_bytes().to_vec()));
         let code = attr::P | attr::S | attr::CODE | attr::RW | attr::A | attr::G;
         let data = attr::P | attr::S | attr::RW | attr::A | attr::DB | attr::G;
-        let code = code | if self.bits() == 64 { attr::L } else { attr::DB };
+        let narrow = code | attr::DB;
+        let code = code | if self.kernel_bits() == 64 { attr::L } else { attr::DB };
+        put(at::GDT + u64::from(sel::SPARE & !7), descriptor(0, 0xF_FFFF, narrow));
+        put(at::GDT + u64::from(sel::SPARE2 & !7), descriptor(0, 0xF_FFFF, narrow | 3 << 5));
         for (selector, attributes) in
             [(sel::CODE0, code), (sel::DATA0, data), (sel::CODE3, code | 3 << 5), (sel::DATA3, data | 3 << 5)]
         {
@@ -154,10 +164,10 @@ impl World {
             };
             let dpl = if matches!(vector, 3 | 4 | CALL..0x48 | END) { 3 } else { 0 };
             let low = gate(sel::CODE0, offset as u32, 14, dpl, 0);
-            put(at::IDT + u64::from(vector) * if self.bits() == 64 { 16 } else { 8 }, low);
+            put(at::IDT + u64::from(vector) * if self.kernel_bits() == 64 { 16 } else { 8 }, low);
         }
         put(at::TSS + 4, at::STACK0);
-        if self.bits() == 32 {
+        if self.kernel_bits() == 32 {
             put(at::TSS + 8, u64::from(sel::DATA0));
         }
         put(at::TSS + 0x64, 0xFFFF << 16);
@@ -384,7 +394,7 @@ impl World {
             s.cr0 |= cr0::PG;
             s.cr3 = at::ROOT;
         }
-        if self.mode == Mode::Long {
+        if self.kernel_bits() == 64 {
             s.cr4 |= cr4::PAE | cr4::FSGSBASE;
             s.msr.efer |= efer::LME | efer::LMA;
         }
@@ -392,6 +402,11 @@ impl World {
         s.idtr = TableRegister { base: at::IDT, limit: 0xFFF };
         s.tr = Segment { selector: sel::TSS, attributes: attr::P | 11, limit: 0xFF, base: at::TSS };
         let (code, data) = if self.cpl == 0 { (sel::CODE0, sel::DATA0) } else { (sel::CODE3, sel::DATA3) };
+        let code = match (self.mode, self.cpl) {
+            (Mode::Compatibility, 0) => sel::SPARE,
+            (Mode::Compatibility, _) => sel::SPARE2 | 3,
+            _ => code,
+        };
         let base = attr::P | attr::S | attr::RW | attr::A | attr::G | u16::from(self.cpl) << 5;
         let size = if self.bits() == 64 { attr::L } else { attr::DB };
         let of = |selector, attributes, base| Segment { selector, attributes, limit: !0, base };

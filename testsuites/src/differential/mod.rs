@@ -7,6 +7,7 @@
 //! only those), `TRIMARAN_ENGINE` (one of [`TIERS`], for only that).
 
 mod assembler;
+mod builder;
 pub mod compare;
 mod forms;
 mod generate;
@@ -200,7 +201,7 @@ pub fn survey(seeds: impl Iterator<Item = u64>) -> Survey {
         s.code_invalidations += counters.code_invalidations;
         s.flushes += counters.tlb_flushes;
         s.mmio += counters.mmio;
-        let (stride, vector) = if case.program.world.bits() == 64 { (184, 120) } else { (64, 32) };
+        let (stride, vector) = if case.program.world.kernel_bits() == 64 { (184, 120) } else { (64, 32) };
         for at in (at::LOG + vector..at::LOG_END).step_by(stride) {
             let mut bytes = [0; 2];
             m.ram.read(at, &mut bytes);

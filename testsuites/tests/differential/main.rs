@@ -9,3 +9,4 @@ mod events;
 mod mapping;
 mod modification;
 mod random;
+mod tiers;

@@ -1,0 +1,50 @@
+//! From one tier to the next.
+
+use super::bench::*;
+use iced_x86::code_asm::*;
+use std::time::Duration;
+use trimaran_cpu::engine::Stop;
+use trimaran_cpu::state::gpr;
+use trimaran_testsuites::differential::kernel::at;
+
+/// Two pieces of the same shape on one page lead to each other by indirect jumps. Each must become hot as itself,
+/// although the engine enters only one of them and the other is reached from that.
+#[test]
+#[ignore = "Translations::promote takes the region that was entered for the one that is hot"]
+fn a_linked_region_becomes_hot() {
+    const TIMES: i32 = 180_000;
+    let (first, second) = (at::CODE + 0x100, at::CODE + 0x800);
+    let prepare = |m: &trimaran_testsuites::flat::Machine| {
+        let end = at::CODE + 0x3000;
+        m.ram.write(end, &[0xF4]);
+        write(m, first, &|a| {
+            a.inc(rcx)?;
+            a.cmp(ecx, TIMES)?;
+            a.je(end)?;
+            a.add(rdx, 1)?;
+            a.jmp(r8)
+        });
+        write(m, second, &|a| {
+            a.inc(rbx)?;
+            a.cmp(ebx, TIMES)?;
+            a.je(end)?;
+            a.add(rdi, 5)?;
+            a.jmp(r9)
+        });
+    };
+    for (name, factory) in engines() {
+        let mut m = machine(&*factory, 1);
+        prepare(&m);
+        write(&m, at::CODE, &|a| {
+            a.mov(r8, second)?;
+            a.mov(r9, first)?;
+            a.jmp(first)
+        });
+        while m.engine.run(20_000) == Stop::Budget {
+            // The second tier works meanwhile.
+            std::thread::sleep(Duration::from_millis(2));
+        }
+        let n = TIMES as u64 - 1;
+        assert_eq!((register(&mut m, gpr::RDX), register(&mut m, gpr::RDI)), (n, n * 5), "{name}");
+    }
+}
