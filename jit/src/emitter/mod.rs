@@ -23,6 +23,8 @@ mod control;
 mod encode;
 mod flag_state;
 mod loops;
+#[cfg(test)]
+mod measure;
 pub(crate) mod miss;
 mod ops;
 mod registers;

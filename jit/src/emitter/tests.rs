@@ -19,8 +19,8 @@ use trimaran_cpu::translate::{PendingFlags, offset};
 use trimaran_cpu::{Vcpu, VcpuConfig};
 
 const RAM: u64 = 0x20000;
-const CODE: u64 = 0x10000;
-const DATA: u64 = 0x14000;
+pub(super) const CODE: u64 = 0x10000;
+pub(super) const DATA: u64 = 0x14000;
 const DATA_END: u64 = 0x1C000;
 /// Not present; the page after it may not be written.
 const HOLE: u64 = 0x18000;
@@ -64,14 +64,14 @@ impl Bus for OnlyRam {
     fn x87_error(&self, _: usize) {}
 }
 
-struct Machine {
-    vcpu: Vcpu,
-    ram: Arc<Ram>,
+pub(super) struct Machine {
+    pub vcpu: Vcpu,
+    pub ram: Arc<Ram>,
 }
 
 impl Machine {
     /// In 64-bit mode with paging, or in flat 32-bit mode without.
-    fn new(long: bool) -> Self {
+    pub fn new(long: bool) -> Self {
         Self::on(Arc::new(Ram::anonymous(RAM)), long)
     }
 
@@ -200,7 +200,7 @@ fn instruction(rng: &mut SmallRng, long: bool) -> Vec<u8> {
 }
 
 /// A random program: a loop, a branch, a call, a return or a fall at its end.
-fn program(rng: &mut SmallRng, long: bool) -> Vec<u8> {
+pub(super) fn program(rng: &mut SmallRng, long: bool) -> Vec<u8> {
     let mut code = Vec::new();
     let n = if rng.random_ratio(1, 2) { rng.random_range(1..5) } else { rng.random_range(1..30) };
     for _ in 0..n {
@@ -265,11 +265,11 @@ fn number(rng: &mut SmallRng) -> u64 {
     }
 }
 
-struct Bench {
-    buffer: CodeBuffer,
+pub(super) struct Bench {
+    pub buffer: CodeBuffer,
     landing: usize,
     _fixed: CodeBuffer,
-    runtime: abi::Runtime,
+    pub runtime: abi::Runtime,
     table: Vec<JumpEntry>,
     covered: std::collections::BTreeMap<String, u64>,
     left: [u64; 7],
@@ -277,7 +277,7 @@ struct Bench {
 }
 
 impl Bench {
-    fn new() -> Self {
+    pub fn new() -> Self {
         // The stubs have a buffer of their own, which never starts again.
         let (buffer, mut fixed) = (CodeBuffer::new(1 << 20).unwrap(), CodeBuffer::new(1 << 16).unwrap());
         let runtime = stubs::install(&mut fixed).unwrap();
@@ -385,7 +385,7 @@ impl Bench {
     }
 }
 
-fn show(bytes: &[u8], bits: u32, ip: u64) {
+pub(super) fn show(bytes: &[u8], bits: u32, ip: u64) {
     let mut d = Decoder::with_ip(bits, bytes, ip, 0);
     let mut f = iced_x86::IntelFormatter::new();
     use iced_x86::Formatter;
@@ -458,55 +458,6 @@ fn random_code_in_64_bit_mode() {
 #[test]
 fn random_code_in_32_bit_mode() {
     random_code(false, seed() + 1000, runs());
-}
-
-/// How long translation takes, and how much comes of it: over plain code, and over random code.
-#[test]
-#[ignore = "a measurement"]
-fn translation_time() {
-    // A hash loop, a function's head and tail, accesses to a structure.
-    let plain: &[u8] = &[
-        0x55, 0x48, 0x89, 0xE5, 0x41, 0x54, 0x53, 0x48, 0x83, 0xEC, 0x20, 0x48, 0x8B, 0x47, 0x08, 0x48, 0x8B,
-        0x57, 0x10, 0x48, 0x89, 0x45, 0xE0, 0x48, 0x01, 0xD0, 0x48, 0x39, 0xC8, 0x72, 0x20, 0x0F, 0xB6, 0x06,
-        0x48, 0x8D, 0x4C, 0x88, 0x04, 0x31, 0xC2, 0x69, 0xD2, 0x93, 0x01, 0x00, 0x01, 0x48, 0xFF, 0xC6, 0x48,
-        0x85, 0xD2, 0x74, 0x10, 0xC7, 0x47, 0x18, 0x05, 0x00, 0x00, 0x00, 0x48, 0x83, 0xC4, 0x20, 0x5B, 0x41,
-        0x5C, 0x5D, 0xC3,
-    ];
-    let mut rng = SmallRng::seed_from_u64(5);
-    let random: Vec<Vec<u8>> = (0..200).map(|_| program(&mut rng, true)).collect();
-    let mut bench = Bench::new();
-    for (name, programs) in [("plain", vec![plain.to_vec()]), ("random", random)] {
-        let mut m = Machine::new(true);
-        let mut regions = Vec::new();
-        for (n, code) in programs.iter().enumerate() {
-            let rip = CODE + n as u64 % 32 * 0x100;
-            m.ram.write(rip, code);
-            m.vcpu.state.gpr[gpr::RIP] = rip;
-            m.vcpu.mode_may_have_changed();
-            let first = m.vcpu.block_at(rip).unwrap();
-            let limits = Limits { blocks: 32, insns: 200, trace: true };
-            regions.extend(Region::form(&mut m.vcpu, first, rip, limits));
-        }
-        let insns: usize = regions.iter().map(Region::insns).sum();
-        let (mut best, mut bytes) = (f64::MAX, 0);
-        for _ in 0..2000 / regions.len().min(100) {
-            let start = std::time::Instant::now();
-            bytes = 0;
-            for region in &regions {
-                let job =
-                    Job { region, slots: 0x1000_0000, runtime: &bench.runtime, counter: Some(0x2000_0000) };
-                bytes += compile(&job).unwrap().bytes.len();
-            }
-            best = best.min(start.elapsed().as_nanos() as f64 / insns as f64);
-        }
-        let each = bytes as f64 / insns as f64;
-        eprintln!("{name}: {insns} instructions, {best:.0} ns and {each:.1} bytes each");
-        if let (true, Ok(_)) = (name == "plain", std::env::var("TRIMARAN_EMITTER_SHOW")) {
-            let job = Job { region: &regions[0], slots: 0x1000_0000, runtime: &bench.runtime, counter: None };
-            show(&compile(&job).unwrap().bytes, 64, 0);
-        }
-    }
-    bench.left = [0; 7];
 }
 
 /// Two processors count in one place under LOCK; none of their steps is lost.
