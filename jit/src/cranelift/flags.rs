@@ -355,6 +355,9 @@ impl Writer<'_, '_> {
             return;
         }
         self.state = s;
+        if self.write_step(s) {
+            return;
+        }
         self.settle_for(ALL);
         let bytes = [
             (s.cf != MEMORY).then(|| (self.carry_of(s), offset::LAZY_CF)),
@@ -375,6 +378,36 @@ impl Writer<'_, '_> {
         self.settled = true;
     }
 
+    /// Writes INC or DEC over a CF that is not memory's. (Over memory's it would want settling at every turn of a
+    /// loop.)
+    fn write_step(&mut self, s: FlagState) -> bool {
+        let Some(node) = s.single(OF | AF | RESULT) else { return false };
+        let (kind, w, r) = match self.nodes[node] {
+            Node::Declared(Flags::Inc { w, r }) => (pending::INC, w, r),
+            Node::Declared(Flags::Dec { w, r }) => (pending::DEC, w, r),
+            _ => return false,
+        };
+        if self.uses_memory(s, CF) {
+            return false;
+        }
+        let carry = self.carry_of(s);
+        let byte = self.bit_value(W::B, carry);
+        self.store_vcpu(W::B, byte, offset::LAZY_CF);
+        self.store_kind(kind, w);
+        let wide = self.zext(w, W::Q, r);
+        self.store_vcpu(W::Q, wide, offset::PENDING_R);
+        self.state = FlagState::IN_MEMORY;
+        self.settled = false;
+        true
+    }
+
+    fn store_kind(&mut self, kind: u8, w: W) {
+        const { assert!(offset::PENDING_W == offset::PENDING_KIND + 1) };
+        let (low, high) = if self.big_endian { (w.bytes(), kind) } else { (kind, w.bytes()) };
+        let word = u64::from(high) << 8 | u64::from(low);
+        self.store_vcpu(W::W, Val::Const(word), offset::PENDING_KIND);
+    }
+
     /// Writes one declaration that gives all flags. False: it has no such form.
     fn write_pending(&mut self, flags: Declared) -> bool {
         let none = Val::Const(0);
@@ -393,10 +426,7 @@ impl Writer<'_, '_> {
             Flags::Inc { .. } | Flags::Dec { .. } | Flags::Rol { .. } | Flags::Ror { .. } => return false,
             Flags::Carry { .. } => return false,
         };
-        debug_assert_eq!(offset::PENDING_W, offset::PENDING_KIND + 1);
-        let (low, high) = if self.big_endian { (w.bytes(), kind) } else { (kind, w.bytes()) };
-        let word = u64::from(high) << 8 | u64::from(low);
-        self.store_vcpu(W::W, Val::Const(word), offset::PENDING_KIND);
+        self.store_kind(kind, w);
         if let Some(bit) = bit {
             let byte = self.bit_value(W::B, bit);
             self.store_vcpu(W::B, byte, offset::PENDING_BIT);

@@ -530,3 +530,55 @@ fn compile_time() {
         eprintln!("{effort:?}: {insns} instructions, {each:.1} us and {} bytes each", bytes / insns.max(1));
     }
 }
+
+/// How fast a hash loop and accesses to a structure run: in release, `--ignored --nocapture`.
+#[test]
+#[ignore = "a measurement"]
+fn loop_speed() {
+    use iced_x86::code_asm::*;
+    type Body = fn(&mut CodeAssembler) -> Result<(), iced_x86::IcedError>;
+    let hash: Body = |a| {
+        a.imul_3(rax, rax, 31)?;
+        a.movzx(edx, byte_ptr(rsi + rbx))?;
+        a.add(rax, rdx)?;
+        a.inc(ebx)?;
+        a.and(ebx, 255)
+    };
+    let structure: Body = |a| {
+        a.mov(rax, qword_ptr(rbp))?;
+        a.add(rax, qword_ptr(rbp + 8))?;
+        a.mov(qword_ptr(rbp + 16), rax)?;
+        a.inc(dword_ptr(rbp + 24))?;
+        a.xor(rax, qword_ptr(rbp + 32))?;
+        a.mov(qword_ptr(rbp), rax)
+    };
+    for (name, body) in [("hash", hash), ("structure", structure)] {
+        let mut a = CodeAssembler::new(64).expect("64-bit code");
+        let mut top = a.create_label();
+        let mut write = || {
+            a.set_label(&mut top)?;
+            body(&mut a)?;
+            a.dec(rcx)?;
+            a.jne(top)?;
+            a.hlt()?;
+            a.assemble(CODE)
+        };
+        let code = write().expect("the loop assembles");
+        for _ in 0..2 {
+            let mut machine = Machine::new(&cranelift(), true, &code, 1);
+            machine.engine.run(2000);
+            let (n, started) = (50_000_000, std::time::Instant::now());
+            machine.engine.run(n);
+            let each = started.elapsed().as_secs_f64() * 1e9 / n as f64;
+            eprintln!("{name}: {each:.2} ns an instruction");
+        }
+    }
+}
+
+/// What hosts other than x86-64 begin with is made on this one too.
+#[test]
+fn fixed_pieces() {
+    assert!(super::stubs::trampoline().is_some());
+    assert!(super::stubs::unlinked().is_some());
+    assert!(super::stubs::settle_preserving().is_some());
+}
