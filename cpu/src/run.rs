@@ -23,7 +23,7 @@ use iced_x86::{Decoder, DecoderError, DecoderOptions, Instruction};
 use std::sync::atomic::Ordering::SeqCst;
 
 /// Most instructions and bytes of a block.
-const BLOCK_INSNS: usize = 64;
+pub(crate) const BLOCK_INSNS: usize = 64;
 const BLOCK_BYTES: usize = 512;
 
 /// No model has TZCNT, LZCNT and WBNOINVD: without them the prefix is ignored, and it is BSF, BSR and WBINVD.
@@ -277,9 +277,14 @@ impl Vcpu {
         count.min(block.insns.len() as u64) + self.extra
     }
 
+    /// What is left of the budget at the running instruction.
+    pub(crate) fn budget_left(&self) -> i64 {
+        self.budget - self.retired_in_block() as i64
+    }
+
     /// How many REP iterations the running instruction may do in one go.
     pub(crate) fn iterations_allowed(&self) -> u64 {
-        let left = self.budget - self.retired_in_block() as i64;
+        let left = self.budget_left();
         if self.careful { 1 } else { u64::try_from(left).unwrap_or(1).clamp(1, 4096) }
     }
 
@@ -398,7 +403,7 @@ impl Vcpu {
     }
 
     /// RAM page behind a linear address for execution; None where no RAM answers.
-    fn fetch_page(&mut self, address: u64) -> Result<Option<u32>, Exit> {
+    pub(crate) fn fetch_page(&mut self, address: u64) -> Result<Option<u32>, Exit> {
         let class = self.code_class();
         for _ in 0..2 {
             let entry = self.tlb.entry(class, address);

@@ -288,6 +288,8 @@ impl Vcpu {
         let address = self.code_address(rip);
         match self.linked(NONE, address) {
             NONE => {
+                // The interpreter's loop fetches from devices, and just once.
+                self.fetch_page(address).ok()??;
                 let next = self.find_block(rip).ok()?;
                 self.link(NONE, address, next);
                 Some(next)
@@ -314,6 +316,7 @@ impl Vcpu {
     }
     /// The block at `rip`, if it can be had without a fault and its bytes are RAM.
     pub fn block_at(&mut self, rip: u64) -> Option<u32> {
+        self.fetch_page(self.code_address(rip)).ok()??;
         let index = self.find_block(rip).ok()?;
         (self.block(index)?.page != NONE).then_some(index)
     }

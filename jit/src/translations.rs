@@ -10,8 +10,8 @@ use crate::background::{Background, Request};
 use crate::buffer::CodeBuffer;
 use crate::cranelift::Cranelift;
 use crate::engine::{JitOptions, Tier};
-use crate::listing;
 use crate::links::{Links, SlotName, leads_to};
+use crate::listing;
 use crate::perf_map::PerfMap;
 use crate::region::{Limits, Region};
 use crate::runtime::collect_float_flags;
@@ -253,7 +253,8 @@ impl Translations {
         self.by_offset.insert(at, id);
         let rip = v.state.gpr[gpr::RIP];
         if self.options.dump_region == Some(rip) {
-            let (guest, host) = (listing::guest(&region, &v.ram, rip), listing::host(&code.bytes, entry as u64));
+            let (guest, host) =
+                (listing::guest(&region, &v.ram, rip), listing::host(&code.bytes, entry as u64));
             eprintln!("region {rip:#x}\n{guest}host code, {} bytes:\n{host}", code.bytes.len());
         }
         if let Some(map) = &mut self.perf_map {
@@ -372,6 +373,9 @@ impl Translations {
     }
 
     fn ask_background(&mut self, v: &Vcpu, region: Arc<Region>, block: u32) {
+        if self.background.is_none() {
+            return;
+        }
         let id = self.new_id();
         let slots = self.new_slots(&region, id);
         let Some(runtime) = self.memory.as_ref().map(|m| m.runtime) else { return };
@@ -408,15 +412,16 @@ impl Translations {
         }
     }
 
-    /// A translation was entered often: asks for a better one.
-    fn promote(&mut self, v: &mut Vcpu, id: u32) {
+    /// The translation at RIP was entered often: asks for a better one.
+    fn promote(&mut self, v: &mut Vcpu) {
         self.stats.hot += 1;
+        let (rip, clears) = (v.state.gpr[gpr::RIP], v.blocks_cleared());
+        // Links may have led far from the region that was entered.
+        let Some(block) = v.next_block() else { return };
+        let id = v.block(block).map_or(NONE, |b| b.translation);
         let Some(Some(live)) = self.live.get_mut(id as usize) else { return };
         // SAFETY: no code runs; the counter is read afresh at the next entry.
         unsafe { (&raw mut *live.counter).write_volatile(u32::MAX) };
-        let block = live.block;
-        let rip = v.state.gpr[gpr::RIP];
-        let clears = v.blocks_cleared();
         let region = Region::form(v, block, rip, LOOPS);
         if let Some(region) = region
             && v.blocks_cleared() == clears
@@ -428,8 +433,14 @@ impl Translations {
     /// Enters a translation. True: something else may be looked up and entered at once.
     fn enter(&mut self, v: &mut Vcpu, id: u32) -> bool {
         let Some(Some(live)) = self.live.get(id as usize) else { return false };
+        // SAFETY: no code runs; only code writes the counter besides.
+        if live.counted && unsafe { (&raw const *live.counter).read_volatile() } == 0 {
+            // It ran out at a back edge.
+            self.promote(v);
+        }
+        let Some(Some(live)) = self.live.get(id as usize) else { return false };
         let Some(memory) = &self.memory else { return false };
-        let (entry, counter, counted) = (live.entry, &raw const *live.counter, live.counted);
+        let entry = live.entry;
         v.prepare_translated();
         v.translated.jump_table = self.links.table(live.region.key).as_ptr() as usize;
         v.translated.salt = self.links.salt();
@@ -451,11 +462,6 @@ impl Translations {
         match word {
             abi::LOOKUP => {
                 self.stats.lookups += 1;
-                // SAFETY: no code runs; only code writes the counter besides.
-                if counted && unsafe { counter.read_volatile() } == 0 {
-                    // It ran out at a back edge: RIP is where the region begins.
-                    self.promote(v, id);
-                }
                 true
             }
             abi::STOP => {
@@ -474,7 +480,7 @@ impl Translations {
                 true
             }
             abi::HOT => {
-                self.promote(v, id);
+                self.promote(v);
                 true
             }
             slot => {

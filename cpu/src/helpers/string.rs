@@ -8,6 +8,7 @@ use super::io;
 use crate::Vcpu;
 use crate::fault::Exit;
 use crate::insn::{Insn, W, prefix};
+use crate::run::BLOCK_INSNS;
 use crate::state::{RFlags, gpr, seg};
 
 /// Which iterations go on.
@@ -46,7 +47,7 @@ fn repeat_bulk(
     if left == 0 {
         return Ok(());
     }
-    let allowed = v.iterations_allowed();
+    let (budget, allowed) = (v.budget_left(), v.iterations_allowed());
     let mut done = 0;
     loop {
         let at_once = match bulk(v, i, left.min(allowed - done)) {
@@ -66,6 +67,8 @@ fn repeat_bulk(
         done += at_once;
         let wanted = i.has(prefix::REP);
         if left == 0 || kind == Repeat::Equal && v.lazy.zf() != wanted {
+            // The rest of the block may not fit into the budget any more.
+            v.stop_block |= done > 1 && budget - (done as i64) < BLOCK_INSNS as i64;
             v.extra += done - 1;
             return Ok(());
         }

@@ -167,7 +167,6 @@ fn one_instruction_on_ram_and_device() {
 
 /// Code in device memory is fetched from it as often as the interpreter does that.
 #[test]
-#[ignore = "Vcpu::next_block and block_at fetch code from devices that the interpreter's loop then fetches again"]
 fn code_in_device_memory() {
     // Each byte there is its address: C3 is RET.
     let m = everywhere(100_000, &|_| {}, &|a| {
@@ -313,7 +312,6 @@ fn a_budget_ends_anywhere() {
 
 /// Budgets that end between the iterations of repeated string instructions.
 #[test]
-#[ignore = "the interpreter overshoots its budget by what follows a finished REP in its block (run_block)"]
 fn a_budget_ends_inside_a_string_instruction() {
     for slice in [1, 3, 7, 50, 211] {
         let mut m = everywhere(slice, &|_| {}, &|a| {
@@ -342,7 +340,6 @@ fn a_budget_ends_inside_a_string_instruction() {
 
 /// A budget ends to the instruction behind a repeated string instruction too.
 #[test]
-#[ignore = "the interpreter overshoots its budget by what follows a finished REP in its block (run_block)"]
 fn a_string_instruction_spends_its_budget() {
     for (name, factory) in engines() {
         let mut m = machine(&*factory, 1);

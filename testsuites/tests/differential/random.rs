@@ -27,19 +27,16 @@ fn random(tier: &str) {
 
 #[test]
 #[cfg(target_arch = "x86_64")]
-#[ignore = "the interpreter overshoots its budget behind REP: events::a_string_instruction_spends_its_budget"]
 fn random_programs_emitted() {
     random("jit-emit");
 }
 
 #[test]
-#[ignore = "the interpreter overshoots its budget behind REP: events::a_string_instruction_spends_its_budget"]
 fn random_programs_by_cranelift() {
     random("jit-cranelift");
 }
 
 #[test]
-#[ignore = "the interpreter overshoots its budget behind REP: events::a_string_instruction_spends_its_budget"]
 fn random_programs_on_all_tiers() {
     random("jit-all");
 }

@@ -10,7 +10,6 @@ use trimaran_testsuites::differential::kernel::at;
 /// Two pieces of the same shape on one page lead to each other by indirect jumps. Each must become hot as itself,
 /// although the engine enters only one of them and the other is reached from that.
 #[test]
-#[ignore = "Translations::promote takes the region that was entered for the one that is hot"]
 fn a_linked_region_becomes_hot() {
     const TIMES: i32 = 180_000;
     let (first, second) = (at::CODE + 0x100, at::CODE + 0x800);
