@@ -64,7 +64,7 @@ pub fn run(options: &Options) -> Result<i32, Failure> {
 
 /// The engine that the options name.
 fn engine(options: &Options) -> Arc<dyn EngineFactory> {
-    if options.engine != EngineName::Jit {
+    if options.engine == EngineName::Interp {
         return Arc::new(Interpreter);
     }
     let mut jit = Jit::default();

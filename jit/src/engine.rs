@@ -55,10 +55,10 @@ pub struct JitOptions {
 impl Default for JitOptions {
     fn default() -> Self {
         JitOptions {
-            tier: if cfg!(target_arch = "x86_64") { Tier::All } else { Tier::Cranelift },
+            tier: if cfg!(target_arch = "x86_64") { Tier::Emit } else { Tier::Cranelift },
             code_cache: 256 << 20,
             warm: 16,
-            hot: 4096,
+            hot: 200_000,
             first_regions: None,
             no_links: false,
             dump_region: None,

@@ -79,6 +79,14 @@ impl Region {
         self.blocks.iter().map(|b| b.insns.len()).sum()
     }
 
+    /// Whether something in it is a helper: the emitter knows more instructions than Cranelift does.
+    pub fn has_helpers(&self) -> bool {
+        self.blocks.iter().any(|b| {
+            let inside = b.insns.len() - usize::from(b.end == End::Dispatcher);
+            b.insns[..inside].iter().any(|i| i.kernel == Kernel::Helper)
+        })
+    }
+
     /// The region whose first block is `first`, at the current RIP. None: nothing that can be translated.
     pub fn form(vcpu: &mut Vcpu, first: u32, rip: u64, limits: Limits) -> Option<Region> {
         let head = vcpu.block(first)?;

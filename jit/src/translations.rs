@@ -425,6 +425,7 @@ impl Translations {
         let region = Region::form(v, block, rip, LOOPS);
         if let Some(region) = region
             && v.blocks_cleared() == clears
+            && !region.has_helpers()
         {
             self.ask_background(v, Arc::new(region), block);
         }

@@ -44,10 +44,10 @@ pub fn eager(name: &str, warm: u32) -> Result<Arc<dyn EngineFactory>, String> {
 
 /// The name that `TRIMARAN_ENGINE` gives; the interpreter's without it.
 pub fn name_from_environment() -> String {
-    std::env::var("TRIMARAN_ENGINE").unwrap_or_else(|_| "interp".into())
+    std::env::var("TRIMARAN_ENGINE").unwrap_or_else(|_| "jit".into())
 }
 
-/// The engine that `TRIMARAN_ENGINE` names; the interpreter without it.
+/// The engine that `TRIMARAN_ENGINE` names; the translator without it.
 pub fn from_environment() -> Result<Arc<dyn EngineFactory>, String> {
     named(&name_from_environment())
 }

@@ -82,7 +82,13 @@ fn test(root: &Path, long: bool, seed: Option<u64>, minutes: u64, filter: Option
     if !long {
         let mut arguments = vec!["test", "--workspace", "--no-fail-fast"];
         arguments.extend(filter.iter().flat_map(|f| ["--", f]));
-        return cargo(root, &arguments, &env);
+        cargo(root, &arguments, &env)?;
+        if filter.is_none() {
+            for (engine, step) in OTHER_ENGINES {
+                run_step(root, engine, step, &env)?;
+            }
+        }
+        return Ok(());
     }
     long_steps(root, &env, seed)
 }
@@ -96,31 +102,52 @@ fn long_steps(root: &Path, env: &[(String, String)], seed: Option<u64>) -> Resul
     std::fs::create_dir_all(&folder).with_context(|| format!("{}: cannot be made", folder.display()))?;
     let done = folder.join(format!("{head}-{}", seed.unwrap_or(0)));
     let mut passed = std::fs::read_to_string(&done).unwrap_or_default();
-    for step in LONG_STEPS {
-        if passed.lines().any(|line| line == *step) {
-            println!("passed before: cargo test {step} (delete {} to run it again)", done.display());
+    for (engine, step) in LONG_STEPS.iter().chain(OTHER_ENGINES) {
+        let name = format!("{engine}: {step}");
+        if passed.lines().any(|line| line == name) {
+            println!("passed before: {name} (delete {} to run it again)", done.display());
             continue;
         }
-        let arguments: Vec<&str> = ["test"].into_iter().chain(step.split(' ')).collect();
-        cargo(root, &arguments, env)?;
-        passed += &format!("{step}\n");
+        run_step(root, engine, step, env)?;
+        passed += &format!("{name}\n");
         std::fs::write(&done, &passed).with_context(|| format!("{}: cannot be written", done.display()))?;
     }
     Ok(())
 }
 
-/// Quick ones first.
-const LONG_STEPS: &[&str] = &[
-    "-p trimaran-devices",
-    "-p trimaran-cpu",
-    "-p trimaran-machine",
-    "-p trimaran",
-    "-p trimaran-testsuites --test system",
-    "-p trimaran-testsuites --test sst286",
-    "-p trimaran-testsuites --test hostile",
-    "-p trimaran-testsuites --test guests",
-    "-p trimaran-testsuites --test silicon",
+/// What to run, and on which engine (`TRIMARAN_ENGINE`). Quick ones first.
+const LONG_STEPS: &[(&str, &str)] = &[
+    ("jit", "-p trimaran-devices"),
+    ("jit", "-p trimaran-cpu"),
+    ("jit", "-p trimaran-jit"),
+    ("jit", "-p trimaran-machine"),
+    ("jit", "-p trimaran"),
+    ("jit", "-p trimaran-testsuites --test system"),
+    ("jit", "-p trimaran-testsuites --test sst286"),
+    ("jit", "-p trimaran-testsuites --test hostile"),
+    ("jit", "-p trimaran-testsuites --test guests"),
+    ("jit", "-p trimaran-testsuites --test differential"),
+    ("jit", "-p trimaran-testsuites --test silicon"),
 ];
+
+/// Tests that run again on another engine than the usual one.
+const OTHER_ENGINES: &[(&str, &str)] = &[
+    ("interp", "-p trimaran-testsuites --test system"),
+    ("jit-cranelift", "-p trimaran-testsuites --test system"),
+    ("interp", "-p trimaran-testsuites --test guests -- serial"),
+];
+
+fn run_step(root: &Path, engine: &str, step: &str, env: &[(String, String)]) -> Result<()> {
+    let mut env = env.to_vec();
+    env.push(("TRIMARAN_ENGINE".into(), engine.into()));
+    if step.contains("differential") {
+        // A case there is a program of thousands of instructions, on every tier.
+        env.retain(|(name, _)| name != "TRIMARAN_CASES");
+    }
+    println!("engine {engine}:");
+    let arguments: Vec<&str> = ["test"].into_iter().chain(step.split(' ')).collect();
+    cargo(root, &arguments, &env)
+}
 
 fn cargo(root: &Path, arguments: &[&str], env: &[(String, String)]) -> Result<()> {
     println!("$ cargo {}", arguments.join(" "));
