@@ -9,6 +9,7 @@
 //! that selects another entry. What is kept dies with a helper, which may change the mapping; nothing else within a region
 //! takes rights away.
 
+use super::control::is_helper;
 use super::encode::{Alu, Asm, Label, Mem, NONE, RAX, RCX, Reg, Sh, at, cc, field};
 use super::registers::{Emitter, Page};
 use super::value::Val;
@@ -18,6 +19,9 @@ use trimaran_cpu::kernels::Kernel;
 use trimaran_cpu::state::{gpr, seg};
 use trimaran_cpu::tlb::{ENTRIES, Entry};
 use trimaran_cpu::translate::offset;
+
+/// Set in the size of an access whose address must be a multiple of 16.
+pub const ALIGNED: u8 = 0x80;
 
 const TAG_READ: i32 = std::mem::offset_of!(Entry, read) as i32;
 const TAG_WRITE: i32 = std::mem::offset_of!(Entry, write) as i32;
@@ -152,7 +156,7 @@ impl Emitter<'_> {
         insns.iter().skip(self.number + 1).take(6).any(|i| {
             let off =
                 i.memory() && i.base < 16 && usize::from(i.index) == gpr::ZERO && name_of(i.base) == name;
-            off && i.kernel != Kernel::Lea && i.kernel != Kernel::Helper
+            off && i.kernel != Kernel::Lea && !is_helper(i, self.frugal, self.job.region.key)
                 || name == STACK && is_stack(i.kernel)
         })
     }
@@ -162,7 +166,12 @@ impl Emitter<'_> {
     fn look_up(&mut self, size: u8, write: bool, spare: Reg, sharing: Option<Sharing>) -> Mem {
         let k = self.snapshot(size, write);
         let (again, miss) = (self.labels.make(), self.labels.make());
-        let limit = 4096 - i32::from(size);
+        let limit = 4096 - i32::from(size & !ALIGNED);
+        if size & ALIGNED != 0 {
+            // The miss finds that this is why.
+            self.asm.test_imm(W::B, RCX, 15);
+            self.asm.jcc(cc::NE, miss);
+        }
         let offer = sharing.and_then(|s| self.shared_page(s, write));
         let Some((page, known)) = offer else {
             self.asm.bind(again);
@@ -257,6 +266,14 @@ impl Emitter<'_> {
         self.operand_address(i);
         let sharing = self.sharing(i);
         self.load_rcx(w, sharing)
+    }
+
+    /// The memory operand of a vector instruction, to be used before anything else is allocated.
+    pub fn vector_operand(&mut self, i: &Insn, size: u8, write: bool, aligned: bool) -> Mem {
+        let spare = self.alloc();
+        self.operand_address(i);
+        let sharing = self.sharing(i);
+        self.look_up(size | if aligned { ALIGNED } else { 0 }, write, spare, sharing)
     }
 
     /// The operand, and the register with its host address, checked for write.

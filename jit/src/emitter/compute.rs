@@ -86,7 +86,7 @@ impl Emitter<'_> {
     }
 
     /// Says that host flags are those of node `k` now.
-    fn flags_are(&mut self, k: u16) {
+    pub fn flags_are(&mut self, k: u16) {
         self.host_flags = Some(k);
         self.asm.clobbered = false;
     }

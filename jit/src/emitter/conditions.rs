@@ -28,6 +28,10 @@ impl Emitter<'_> {
         let carry = matches!(cond, Cond::B | Cond::Ae | Cond::Be | Cond::A);
         let overflow = matches!(cond, Cond::O | Cond::No | Cond::L | Cond::Ge | Cond::Le | Cond::G);
         let overridden = carry && f.cf.is_some() || overflow && f.of.is_some();
+        if let (Main::Captured(h), false) = (f.main, overridden) {
+            self.restore_flags(h);
+            return code;
+        }
         let Main::Declared(d) = f.main else { return self.compose(code) };
         let inc = matches!(d.kind, pending::INC | pending::DEC);
         if overridden || carry && inc {
@@ -132,6 +136,16 @@ impl Emitter<'_> {
         };
         if let Some(bit) = override_ {
             return self.test_bit(bit);
+        }
+        if let Main::Captured(h) = f.main {
+            self.restore_flags(h);
+            return match one {
+                One::Carry => cc::B,
+                One::Zero => cc::E,
+                One::Sign => cc::S,
+                One::Parity => cc::P,
+                One::Overflow => cc::O,
+            };
         }
         let Main::Declared(d) = f.main else { return self.test_lazy(one) };
         if one == One::Carry {

@@ -5,10 +5,12 @@ use super::flag_state::FlagState;
 use super::miss;
 use super::ops::Leave;
 use super::registers::{Emitter, State};
+use super::shapes;
 use super::snapshot::Keep;
 use super::value::Val;
 use crate::abi::{self, JUMP_ENTRIES, JumpEntry, Slot};
 use crate::region::{End, Target};
+use trimaran_cpu::blocks::BlockKey;
 use trimaran_cpu::insn::{Insn, W, prefix};
 use trimaran_cpu::kernels::{Kernel, perform};
 use trimaran_cpu::state::gpr;
@@ -17,11 +19,11 @@ use trimaran_cpu::translate::offset;
 const RIP: usize = offset::gpr(gpr::RIP);
 
 /// Whether an instruction goes to the interpreter's handler.
-pub fn is_helper(i: &Insn, frugal: bool) -> bool {
+pub fn is_helper(i: &Insn, frugal: bool, key: BlockKey) -> bool {
     use Kernel::{Call, CallIndirect, Helper, Lea, Leave, Nop, Pop, Push, Ret};
     let stack = matches!(i.kernel, Push | Pop | Call | CallIndirect | Ret | Leave);
     let memory = i.memory() && !matches!(i.kernel, Lea | Nop);
-    i.kernel == Helper
+    i.kernel == Helper && shapes::native(i, key).is_none()
         || frugal && i.form >= trimaran_cpu::interp::form::LOCKED_REG
         || memory && i.has(prefix::CHECKED)
         || stack && i.prefix & (prefix::CHECKED_STACK | prefix::STACK16) != 0
@@ -301,7 +303,7 @@ impl Emitter<'_> {
         for (number, i) in block.insns.iter().enumerate() {
             self.number = number;
             self.leave = Leave::No;
-            let helper = is_helper(i, self.frugal);
+            let helper = is_helper(i, self.frugal, self.job.region.key);
             let control = matches!(
                 i.kernel,
                 Kernel::Jmp
@@ -319,6 +321,8 @@ impl Emitter<'_> {
             }
             if helper {
                 self.helper(i);
+            } else if let Some(shape) = shapes::native(i, self.job.region.key) {
+                self.vector(i, shape);
             } else {
                 let Ok(_) = perform(i.kernel, self, i);
             }
@@ -362,11 +366,12 @@ impl Emitter<'_> {
         a.store(W::Q, field(miss::NUMBER), RAX);
         a.mov_imm(RAX, std::ptr::from_ref(keep) as u64);
         a.store(W::Q, field(miss::KEEP), RAX);
-        a.mov_imm(RAX, r.miss as u64);
+        a.mov_imm(RAX, (r.miss + if self.uses_vectors { miss::WITH_VECTORS } else { 0 }) as u64);
         a.jmp_reg(RAX);
 
         a.bind(c.settle);
-        a.mov_imm(RAX, r.settle_keeping as u64);
+        let settle = r.settle_keeping + if self.uses_vectors { miss::WITH_VECTORS } else { 0 };
+        a.mov_imm(RAX, settle as u64);
         a.jmp_reg(RAX);
 
         // RDI stays; RSI becomes the budget, the sign flag that of the result.

@@ -5,6 +5,7 @@
 //! take one byte where one is enough; and an instruction costs 1 ns instead of 2.5. The fixed thunks (`miss.rs`)
 //! are dynasm!.
 
+use super::shapes::Shape;
 use trimaran_cpu::insn::W;
 
 /// Number of a host register, as encoded.
@@ -70,6 +71,13 @@ pub fn at(base: Reg, disp: i32) -> Mem {
 /// A field of the vCPU.
 pub fn field(offset: usize) -> Mem {
     at(RDI, offset as i32)
+}
+
+/// A register or memory.
+#[derive(Clone, Copy)]
+pub enum Rm {
+    Reg(Reg),
+    Mem(Mem),
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -156,6 +164,11 @@ impl Asm {
     #[inline]
     fn rm(&mut self, w: W, opcode: u32, reg: Reg, byte: Reg, m: Mem) {
         self.head(w, opcode, reg, m.index, m.base, [byte, NONE]);
+        self.modrm(reg, m);
+    }
+
+    #[inline]
+    fn modrm(&mut self, reg: Reg, m: Mem) {
         let reg = (reg & 7) << 3;
         if m.base == NONE {
             // No base: a SIB byte with base 101 and no mode.
@@ -377,6 +390,48 @@ impl Asm {
         self.clobbered = true;
         self.bytes.push(0xF0);
         self.rm(w, Self::sized(w, 0x0FB1), s, Self::byte_reg(w, s), m);
+    }
+
+    // ---- vectors: flags where `Shape::effect` says so
+    /// Up to an immediate.
+    pub fn vector(&mut self, s: &Shape, reg: Reg, rm: Rm) {
+        if s.prefix != 0 {
+            self.bytes.push(s.prefix);
+        }
+        let (index, base) = match rm {
+            Rm::Reg(r) => (NONE, r),
+            Rm::Mem(m) => (m.index, m.base),
+        };
+        let high = |r: Reg| if r == NONE { 0 } else { r >> 3 & 1 };
+        let rex = u8::from(s.wide) << 3 | high(reg) << 2 | high(index) << 1 | high(base);
+        if rex != 0 {
+            self.bytes.push(0x40 | rex);
+        }
+        self.bytes.push(0x0F);
+        if s.map != 0 {
+            self.bytes.push(s.map);
+        }
+        self.bytes.push(s.opcode);
+        match rm {
+            Rm::Reg(r) => self.bytes.push(0xC0 | (reg & 7) << 3 | r & 7),
+            Rm::Mem(m) => self.modrm(reg, m),
+        }
+    }
+    /// MOVUPS
+    pub fn load_vector(&mut self, d: Reg, m: Mem) {
+        self.rm(W::D, 0x0F10, d, NONE, m);
+    }
+    pub fn store_vector(&mut self, m: Mem, s: Reg) {
+        self.rm(W::D, 0x0F11, s, NONE, m);
+    }
+    /// AH = SF, ZF, AF, PF, CF at bits 7, 6, 4, 2, 0.
+    pub fn lahf(&mut self) {
+        self.bytes.push(0x9F);
+    }
+    /// And back.
+    pub fn sahf(&mut self) {
+        self.clobbered = true;
+        self.bytes.push(0x9E);
     }
 
     // ---- control

@@ -6,7 +6,7 @@
 //! repeats the operation (CMP for SUB, ADD …) where its flags are the ones of `flags.rs`, and else the
 //! formulas there are computed.
 
-use super::encode::{Alu, RAX, cc, field};
+use super::encode::{Alu, RAX, Reg, Sh, cc, field};
 use super::registers::Emitter;
 use super::value::{Bit, BitOp, Exprs, Op, Val};
 use trimaran_cpu::flags::{self, Flags, Image};
@@ -32,7 +32,12 @@ pub enum Main {
     /// `lazy` is whole.
     Settled,
     Declared(Declared),
+    /// The host register that LAHF's result was moved to; AF and OF are 0.
+    Captured(Reg),
 }
+
+/// [`Emitter::host_flags`] where they are those of [`Main::Captured`].
+const CAPTURED: u16 = u16::MAX;
 
 #[derive(Clone, Copy, Debug)]
 pub struct FlagState {
@@ -50,6 +55,7 @@ impl FlagState {
     pub fn pins(&self, e: &Exprs) -> u16 {
         let mut pins = match self.main {
             Main::Declared(d) => e.uses(d.a) | e.uses(d.b) | e.uses(d.r) | e.bit_uses(d.bit),
+            Main::Captured(h) => 1 << h,
             _ => 0,
         };
         for bit in [self.cf, self.of].into_iter().flatten() {
@@ -89,6 +95,25 @@ impl Emitter<'_> {
     fn declare(&mut self, d: Declared) {
         self.plain_result(d.w, d.r);
         self.set_flags(FlagState { main: Main::Declared(d), cf: None, of: None });
+    }
+
+    /// Declares what the instruction just emitted left in the host's flags; AF is 0, and OF without `of`.
+    pub fn capture_flags(&mut self, image: Reg, of: Option<Bit>) {
+        self.asm.lahf();
+        self.asm.mov(W::D, image, RAX);
+        self.set_flags(FlagState { main: Main::Captured(image), cf: None, of });
+        self.flags_are(CAPTURED);
+    }
+
+    /// Makes the host's flags what was captured in `image`.
+    pub fn restore_flags(&mut self, image: Reg) {
+        if self.flags_of() != Some(CAPTURED) {
+            // For OF.
+            self.asm.test(W::D, image, image);
+            self.asm.mov(W::D, RAX, image);
+            self.asm.sahf();
+            self.flags_are(CAPTURED);
+        }
     }
 
     /// What a kernel declares.
@@ -266,7 +291,11 @@ impl Emitter<'_> {
         if f.cf.is_some() {
             return f.cf;
         }
-        let Main::Declared(d) = f.main else { return None };
+        let d = match f.main {
+            Main::Declared(d) => d,
+            Main::Captured(h) => return Some(self.exprs.bit(BitOp::Of(W::Q, Val::Host(h, 8), 8))),
+            _ => return None,
+        };
         Some(match d.kind {
             pending::INC | pending::DEC => return None,
             pending::ADD => self.exprs.bit(BitOp::Below(d.w, d.r, d.a)),
@@ -354,6 +383,16 @@ impl Emitter<'_> {
                 }
                 return self.set_flags(FlagState::SETTLED);
             }
+            Main::Captured(h) => {
+                self.write_captured(h);
+                if let Some(cf) = f.cf {
+                    self.store_bit(offset::LAZY_CF, cf);
+                }
+                if let Some(of) = f.of {
+                    self.store_bit(offset::LAZY_OF, of);
+                }
+                return self.set_flags(FlagState::SETTLED);
+            }
             Main::Declared(d) => d,
         };
         let inc = matches!(d.kind, pending::INC | pending::DEC);
@@ -378,6 +417,32 @@ impl Emitter<'_> {
         let word = i32::from(d.kind) | i32::from(d.w.bytes()) << 8;
         self.asm.store_imm(W::W, field(offset::PENDING_KIND), word);
         self.set_flags(FlagState::UNKNOWN);
+    }
+
+    /// `lazy` from flags that were captured.
+    fn write_captured(&mut self, h: Reg) {
+        self.restore_flags(h);
+        self.asm.setcc_mem(cc::B, field(offset::LAZY_CF));
+        self.asm.setcc(cc::NE, RAX);
+        self.asm.movzx(W::B, RAX, RAX);
+        self.asm.store(W::Q, field(offset::LAZY_ZERO), RAX);
+        for at in [offset::LAZY_OF, offset::LAZY_AF, offset::PENDING_KIND] {
+            self.asm.store_imm(W::B, field(at), 0);
+        }
+        // SF at bit 63; bit 0 makes the parity odd.
+        self.asm.mov(W::D, RAX, h);
+        self.asm.shift_imm(Sh::Shr, W::D, RAX, 10);
+        self.asm.not(W::D, RAX);
+        self.asm.alu_imm(Alu::And, W::D, RAX, 1);
+        self.asm.store(W::Q, field(offset::LAZY_SIGN_PARITY), RAX);
+        self.asm.mov(W::D, RAX, h);
+        self.asm.shift_imm(Sh::Shr, W::D, RAX, 8);
+        self.asm.alu_imm(Alu::And, W::D, RAX, 0x80);
+        self.asm.store(
+            W::B,
+            super::encode::Mem { disp: offset::LAZY_SIGN_PARITY as i32 + 7, ..field(0) },
+            RAX,
+        );
     }
 
     /// Computes all flags into `lazy`.

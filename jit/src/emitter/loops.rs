@@ -7,6 +7,7 @@
 use super::control::is_helper;
 use super::encode::{Label, RAX, Reg, field};
 use super::registers::{Emitter, Place, State};
+use super::shapes::{self, Shape};
 use trimaran_cpu::insn::{Insn, W};
 use trimaran_cpu::interp::form;
 use trimaran_cpu::kernels::Kernel;
@@ -17,7 +18,7 @@ use trimaran_cpu::translate::offset;
 const MOST: usize = 7;
 
 /// Guest registers that an instruction names, as bits: all, and those it writes.
-fn named(i: &Insn) -> (u32, u32) {
+fn named(i: &Insn, shape: Option<&Shape>) -> (u32, u32) {
     use Kernel::*;
     let register = |n: u8| 1u32 << (n & 15);
     let address = |n: u8| if n < 16 { 1u32 << n } else { 0 };
@@ -25,6 +26,11 @@ fn named(i: &Insn) -> (u32, u32) {
     let mut all = if i.memory() { address(i.base) | address(i.index) } else { 0 };
     let mut written = 0;
     let to_register = i.form < form::MEM_REG;
+    if let Some(shape) = shape {
+        let bit = |g: Option<u8>| g.map_or(0, |g| 1 << g);
+        let (read, written) = shape.generals(i);
+        return (all | bit(read) | bit(written), bit(written));
+    }
     match i.kernel {
         Jmp | Jcc | Nop | Helper => return (all, 0),
         Call => return (all | stack, stack),
@@ -59,11 +65,18 @@ impl Emitter<'_> {
     pub fn prepare_head(&mut self) -> Option<State> {
         let region = self.job.region;
         let (mut uses, mut written) = ([0u32; 16], 0);
+        let (mut vectors, mut vectors_written, mut float) = (0, 0, false);
         for i in region.blocks.iter().flat_map(|b| &b.insns) {
-            if is_helper(i, self.frugal) {
+            if is_helper(i, self.frugal, region.key) {
                 return None;
             }
-            let (all, writes) = named(i);
+            let shape = shapes::native(i, region.key);
+            if let Some(shape) = shape {
+                let (read, writes) = shape.vectors(i);
+                (vectors, vectors_written) = (vectors | read | writes, vectors_written | writes);
+                float |= shape.float;
+            }
+            let (all, writes) = named(i, shape);
             written |= writes;
             (0..16).filter(|n| all >> n & 1 != 0).for_each(|n| uses[n] += 1);
         }
@@ -79,6 +92,11 @@ impl Emitter<'_> {
             // What is written in the loop counts as dirty from the start.
             self.state.place(g, place, written >> g & 1 != 0);
         }
+        self.load_vectors(vectors);
+        self.state.vectors.dirty |= vectors_written;
+        if float {
+            self.use_float();
+        }
         self.busy = 0;
         Some(self.state.clone())
     }
@@ -91,6 +109,8 @@ impl Emitter<'_> {
                 self.write_back(g);
             }
         }
+        self.write_vectors(!head.vectors.dirty);
+        self.load_vectors(head.vectors.cached);
         let mut moves: Vec<(Reg, Reg)> = Vec::new();
         let mut rest: Vec<(Reg, usize)> = Vec::new();
         for g in 0..16 {

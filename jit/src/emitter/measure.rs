@@ -21,7 +21,7 @@ fn translation_time() {
         0x5C, 0x5D, 0xC3,
     ];
     let mut rng = SmallRng::seed_from_u64(5);
-    let random: Vec<Vec<u8>> = (0..200).map(|_| program(&mut rng, true)).collect();
+    let random: Vec<Vec<u8>> = (0..200).map(|_| program(&mut rng, true, false)).collect();
     let bench = Bench::new();
     for (name, programs) in [("plain", vec![plain.to_vec()]), ("random", random)] {
         let mut m = Machine::new(true);

@@ -4,6 +4,7 @@
 //! guest's state is rebuilt from the access's snapshot and the code leaves with [`abi::INTERPRET`].
 #![allow(unsafe_code)]
 
+use super::access::ALIGNED;
 use super::snapshot::Keep;
 use crate::abi;
 use crate::runtime;
@@ -18,62 +19,121 @@ pub const NUMBER: usize = offset::SCRATCH + 8;
 /// And with the address of the [`Keep`].
 pub const KEEP: usize = offset::SCRATCH + 16;
 
-/// An access missed. `registers`: the host's by number; RCX is the linear address. 1: try again; 0: leave.
+/// How far into a thunk the entry lies that keeps XMM registers too.
+pub const WITH_VECTORS: usize = 256;
+
+/// An access missed. `registers`: the host's by number; RCX is the linear address. `vectors`: null, or XMM0 to XMM15. 1: try again; 0: leave.
 ///
 /// # Safety
 /// Only the thunk below may call it, from code whose `Keep` stands in the scratch fields.
-unsafe extern "C" fn miss(v: *mut Vcpu, registers: *const [u64; 16]) -> u64 {
+unsafe extern "C" fn miss(v: *mut Vcpu, registers: *const [u64; 16], vectors: *const [[u64; 2]; 16]) -> u64 {
     // SAFETY: the engine holds no other reference while code runs, and the registers are on the thunk's stack.
-    let (v, registers) = unsafe { (&mut *v, &*registers) };
+    let (v, registers, vectors) = unsafe { (&mut *v, &*registers, vectors.as_ref()) };
     let [_, k, keep, _] = v.translated.scratch;
     // SAFETY: the region keeps it as long as its code may run.
     let keep = unsafe { &*(keep as *const Keep) };
     let s = &keep.snapshots[k as usize];
-    if s.size != 0 && v.refill(registers[1], s.size, s.write) {
+    let (size, address) = (s.size & !ALIGNED, registers[1]);
+    let aligned = s.size & ALIGNED == 0 || address & 15 == 0;
+    if size != 0 && aligned && v.refill(address, size, s.write) {
         return 1;
     }
-    keep.rebuild(v, k as usize, registers);
+    keep.rebuild(v, k as usize, registers, vectors);
     0
+}
+
+/// Saves XMM0 to XMM15 in 256 bytes of the stack.
+fn push_vectors(a: &mut Assembler) {
+    dynasm!(a ; .arch x64 ; sub rsp, 256);
+    for n in 0..16u8 {
+        dynasm!(a ; .arch x64 ; movaps [rsp + i32::from(n) * 16], Rx(n));
+    }
+}
+
+fn pop_vectors(a: &mut Assembler) {
+    for n in 0..16u8 {
+        dynasm!(a ; .arch x64 ; movaps Rx(n), [rsp + i32::from(n) * 16]);
+    }
+    dynasm!(a ; .arch x64 ; add rsp, 256);
+}
+
+/// Both entries of a thunk.
+fn both(part: fn(&mut Assembler, bool)) -> Vec<u8> {
+    let mut a = Assembler::new(0);
+    part(&mut a, false);
+    let mut bytes = a.finalize().unwrap_or_default();
+    debug_assert!(bytes.len() <= WITH_VECTORS);
+    bytes.resize(WITH_VECTORS, 0xCC);
+    let mut a = Assembler::new(0);
+    part(&mut a, true);
+    bytes.extend(a.finalize().unwrap_or_default());
+    bytes
 }
 
 /// Called by a region's common stub, with all registers full.
 pub fn miss_thunk() -> Vec<u8> {
-    let mut a = Assembler::new(0);
-    dynasm!(a
-        ; .arch x64
-        ; push r15 ; push r14 ; push r13 ; push r12 ; push r11 ; push r10 ; push r9 ; push r8
-        ; push rdi ; push rsi ; push rbp ; push rsp ; push rbx ; push rdx ; push rcx ; push rax
-        ; mov rsi, rsp
-        ; mov rax, QWORD miss as *const () as i64
-        ; call rax
-        ; test eax, eax
-        ; jz >leave
-        ; pop rax ; pop rcx ; pop rdx ; pop rbx ; pop rbp ; pop rbp ; pop rsi ; pop rdi
-        ; pop r8 ; pop r9 ; pop r10 ; pop r11 ; pop r12 ; pop r13 ; pop r14 ; pop r15
-        ; ret
-        // Over the registers and the return address into the region.
-        ; leave:
-        ; add rsp, 17 * 8
-        ; mov eax, abi::INTERPRET as i32
-        ; ret
-    );
-    a.finalize().unwrap_or_default()
+    both(|a, vectors| {
+        dynasm!(a
+            ; .arch x64
+            ; push r15 ; push r14 ; push r13 ; push r12 ; push r11 ; push r10 ; push r9 ; push r8
+            ; push rdi ; push rsi ; push rbp ; push rsp ; push rbx ; push rdx ; push rcx ; push rax
+            ; mov rsi, rsp
+            ; xor edx, edx
+        );
+        if vectors {
+            push_vectors(a);
+            dynasm!(a ; .arch x64 ; mov rdx, rsp);
+        }
+        dynasm!(a
+            ; .arch x64
+            ; mov rax, QWORD miss as *const () as i64
+            ; call rax
+        );
+        if vectors {
+            pop_vectors(a);
+        }
+        dynasm!(a
+            ; .arch x64
+            ; test eax, eax
+            ; jz >leave
+            ; pop rax ; pop rcx ; pop rdx ; pop rbx ; pop rbp ; pop rbp ; pop rsi ; pop rdi
+            ; pop r8 ; pop r9 ; pop r10 ; pop r11 ; pop r12 ; pop r13 ; pop r14 ; pop r15
+            ; ret
+            // Over the registers and the return address into the region.
+            ; leave:
+            ; add rsp, 17 * 8
+            ; mov eax, abi::INTERPRET as i32
+            ; ret
+        );
+    })
 }
 
 /// [`runtime::settle_flags`] for code whose registers are full.
 pub fn settle_thunk() -> Vec<u8> {
-    let mut a = Assembler::new(0);
-    dynasm!(a
-        ; .arch x64
-        ; push rax ; push rcx ; push rdx ; push rsi ; push rdi ; push r8 ; push r9 ; push r10 ; push r11
-        ; sub rsp, 8
-        ; mov rax, QWORD runtime::settle_flags as *const () as i64
-        ; call rax
-        ; add rsp, 8
-        ; pop r11 ; pop r10 ; pop r9 ; pop r8 ; pop rdi ; pop rsi ; pop rdx ; pop rcx ; pop rax
-        ; ret
-    );
-    a.finalize().unwrap_or_default()
+    both(|a, vectors| {
+        dynasm!(a
+            ; .arch x64
+            ; push rax ; push rcx ; push rdx ; push rsi ; push rdi ; push r8 ; push r9 ; push r10 ; push r11
+            ; sub rsp, 8
+        );
+        if vectors {
+            push_vectors(a);
+        }
+        dynasm!(a
+            ; .arch x64
+            ; mov rax, QWORD runtime::settle_flags as *const () as i64
+            ; call rax
+        );
+        if vectors {
+            pop_vectors(a);
+        }
+        dynasm!(a
+            ; .arch x64
+            ; add rsp, 8
+            ; pop r11 ; pop r10 ; pop r9 ; pop r8 ; pop rdi ; pop rsi ; pop rdx ; pop rcx ; pop rax
+            ; ret
+        );
+    })
 }
 
 /// Enters code as the engine does.

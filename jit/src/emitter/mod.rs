@@ -9,6 +9,7 @@
 //!   knows. It is empty where a block can be reached otherwise than by falling into it, but for a loop's head
 //!   (`loops.rs`).
 //! - *Flags* (`flag_state.rs`) are the last declaration; conditions (`conditions.rs`) repeat the operation on the host.
+//! - *Vector instructions* are the host's own (`shapes.rs`, `vectors.rs`).
 //! - A *snapshot* (`snapshot.rs`) rebuilds the guest's state before an instruction whose access missed the TLB
 //!   (`access.rs`, `miss.rs`). It needs no code where nothing misses.
 //!
@@ -28,10 +29,14 @@ mod measure;
 pub(crate) mod miss;
 mod ops;
 mod registers;
+mod shapes;
 mod snapshot;
 #[cfg(test)]
 mod tests;
 mod value;
+#[cfg(test)]
+mod vector_tests;
+mod vectors;
 
 use crate::abi::{Code, Job, Untranslatable};
 use registers::{Emitter, NO_REGISTER};

@@ -8,6 +8,7 @@ use super::encode::{Asm, Label, Labels, RDX, Reg, field};
 use super::flag_state::FlagState;
 use super::snapshot::{FlagsSnapshot, Snapshot};
 use super::value::{Exprs, Val, immediate};
+use super::vectors::Vectors;
 use crate::abi::{Job, Untranslatable};
 use trimaran_cpu::insn::{Insn, W};
 use trimaran_cpu::state::gpr;
@@ -59,6 +60,7 @@ pub struct State {
     /// The stack's, and another.
     pub pages: [Option<Page>; 2],
     pub page_registers: u16,
+    pub vectors: Vectors,
 }
 
 impl State {
@@ -71,6 +73,7 @@ impl State {
             flags,
             pages: [None; 2],
             page_registers: 0,
+            vectors: Vectors::default(),
         }
     }
     fn forget(&mut self, g: usize) {
@@ -96,6 +99,7 @@ impl State {
         (self.guest, self.holds) = ([Place::Memory; GUESTS], [0; 16]);
         (self.dirty, self.cached) = (0, 0);
         (self.pages, self.page_registers) = ([None; 2], 0);
+        self.vectors = Vectors::default();
     }
 }
 
@@ -135,6 +139,8 @@ pub struct Emitter<'a> {
     pub repeated: bool,
     /// The state at the region's head, if it is a loop's.
     pub head: Option<State>,
+    /// There is a vector instruction, so that XMM registers count.
+    pub uses_vectors: bool,
     pub failed: Option<&'static str>,
     victim: u32,
     pub common: Common,
@@ -188,6 +194,7 @@ impl<'a> Emitter<'a> {
             frugal,
             repeated: false,
             head: None,
+            uses_vectors: false,
             failed: None,
             victim: 0,
             common,
@@ -323,6 +330,7 @@ impl<'a> Emitter<'a> {
             self.write_back(dirty.trailing_zeros() as usize);
             dirty &= dirty - 1;
         }
+        self.write_vectors(!0);
     }
 
     /// The 64 bits of a guest register (or RIP at the entry) as a value.

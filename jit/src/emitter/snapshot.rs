@@ -5,6 +5,7 @@ use super::flag_state::Main;
 use super::registers::{Emitter, Place};
 use super::value::{Bit, BitOp, Exprs, Op, Val};
 use trimaran_cpu::Vcpu;
+use trimaran_cpu::flags::LazyFlags;
 use trimaran_cpu::insn::W;
 use trimaran_cpu::interp::Interp;
 use trimaran_cpu::ops::{Bin, Ops, Shift, Un};
@@ -21,6 +22,8 @@ pub struct Snapshot {
     /// Which host register holds each guest register that memory does not.
     dirty: [u8; 16],
     constants: Box<[(u8, u64)]>,
+    /// Vector registers that memory does not know.
+    vectors: u16,
     /// Number in [`Keep::flags`].
     flags: u32,
     /// Of the access; size 0: not an access, but a check that failed.
@@ -37,6 +40,8 @@ pub struct Snapshot {
 pub struct FlagsSnapshot {
     /// Kind and width; None: as memory has them.
     declared: Option<(u8, W, [SnapVal; 3], SnapBit)>,
+    /// The host register with flags that were captured.
+    captured: Option<u8>,
     cf: Option<SnapBit>,
     of: Option<SnapBit>,
 }
@@ -78,7 +83,7 @@ impl Keep {
     }
 
     /// Rebuilds the state before the instruction of snapshot `k`; the vCPU is ready to interpret it.
-    pub fn rebuild(&self, v: &mut Vcpu, k: usize, registers: &[u64; 16]) {
+    pub fn rebuild(&self, v: &mut Vcpu, k: usize, registers: &[u64; 16], vectors: Option<&[[u64; 2]; 16]>) {
         let s = &self.snapshots[k];
         let budget = registers[6] as i64;
         for (g, &place) in s.dirty.iter().enumerate() {
@@ -88,6 +93,11 @@ impl Keep {
         }
         for &(g, value) in &s.constants {
             v.state.gpr[usize::from(g)] = value;
+        }
+        for (n, value) in vectors.into_iter().flatten().enumerate() {
+            if s.vectors >> n & 1 != 0 {
+                v.state.zmm[n][..2].copy_from_slice(value);
+            }
         }
         self.flags[s.flags as usize].rebuild(v, registers);
         let rip = v.state.gpr[gpr::RIP].wrapping_add(s.delta as u64);
@@ -113,6 +123,10 @@ impl FlagsSnapshot {
         });
         if let Some(pending) = pending {
             v.translated.pending = pending;
+        }
+        if let Some(h) = self.captured {
+            v.translated.pending = PendingFlags::default();
+            v.lazy = LazyFlags::from_bits(registers[usize::from(h)] >> 8 & 0xC5);
         }
         if cf.is_none() && of.is_none() {
             return;
@@ -238,7 +252,11 @@ impl Emitter<'_> {
             }
             _ => None,
         };
-        Some(FlagsSnapshot { declared, cf: bit(f.cf)?, of: bit(f.of)? })
+        let captured = match f.main {
+            Main::Captured(h) => Some(h),
+            _ => None,
+        };
+        Some(FlagsSnapshot { declared, captured, cf: bit(f.cf)?, of: bit(f.of)? })
     }
 
     /// Records the state before the running instruction; returns its number.
@@ -270,6 +288,7 @@ impl Emitter<'_> {
         self.snapshots.push(Snapshot {
             dirty,
             constants: constants.into(),
+            vectors: self.state.vectors.dirty,
             flags: (self.flags_snapshots.len().max(1) - 1) as u32,
             size,
             write,

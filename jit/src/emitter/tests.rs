@@ -1,9 +1,10 @@
 //! The emitter against the interpreter: random code on two small machines, whole states compared.
 
-use super::{compile, miss};
+use super::{compile, miss, shapes, vector_tests};
 use crate::abi::{self, JUMP_ENTRIES, Job, JumpEntry, Slot};
 use crate::buffer::CodeBuffer;
 use crate::region::{Limits, Region};
+use crate::runtime::collect_float_flags;
 use crate::stubs;
 use iced_x86::{Decoder, DecoderOptions, FlowControl, Instruction};
 use rand::rngs::SmallRng;
@@ -105,6 +106,7 @@ impl Machine {
             s.cr0 |= 1 << 31 | 1 << 16;
             s.seg[seg::FS].base = DATA;
         }
+        s.cr4 |= 0x600;
         s.idtr.limit = 0;
         s.activity = Activity::Running;
         Machine { vcpu, ram }
@@ -200,11 +202,12 @@ fn instruction(rng: &mut SmallRng, long: bool) -> Vec<u8> {
 }
 
 /// A random program: a loop, a branch, a call, a return or a fall at its end.
-pub(super) fn program(rng: &mut SmallRng, long: bool) -> Vec<u8> {
+pub(super) fn program(rng: &mut SmallRng, long: bool, vectors: bool) -> Vec<u8> {
     let mut code = Vec::new();
     let n = if rng.random_ratio(1, 2) { rng.random_range(1..5) } else { rng.random_range(1..30) };
     for _ in 0..n {
-        let next = instruction(rng, long);
+        let vector = vectors && rng.random_ratio(2, 3);
+        let next = if vector { vector_tests::instruction(rng, long) } else { instruction(rng, long) };
         if rng.random_ratio(1, 12) {
             // A branch over it, or over nothing.
             let over = if rng.random_ratio(3, 4) { next.len() as u8 } else { 0 };
@@ -342,7 +345,11 @@ impl Bench {
         let at = self.buffer.put(&code.bytes);
         let at = self.buffer.address(at);
         for i in region.blocks.iter().flat_map(|b| &b.insns) {
-            *self.covered.entry(format!("{:?}", i.kernel)).or_default() += 1;
+            let name = match shapes::native(i, region.key) {
+                Some(_) => format!("{:?}", i.code.mnemonic()),
+                None => format!("{:?}", i.kernel),
+            };
+            *self.covered.entry(name).or_default() += 1;
         }
         let retired = v.state.retired;
         let word = miss::enter(&self.runtime, v, budget, at);
@@ -352,6 +359,7 @@ impl Bench {
             _ => 5,
         };
         self.left[kind] += 1;
+        collect_float_flags(v);
         if word != abi::DONE {
             v.sync_retired(v.budget);
         }
@@ -373,6 +381,10 @@ impl Bench {
             let names = |m: &[u64]| m.iter().map(|v| format!("{v:x}")).collect::<Vec<_>>().join(" ");
             eprintln!("emitter:     {} flags {:?} retired {}", names(&x.gpr), x.rflags, x.retired);
             eprintln!("interpreter: {} flags {:?} retired {}", names(&y.gpr), y.rflags, y.retired);
+            for n in (0..16).filter(|&n| x.zmm[n] != y.zmm[n]) {
+                eprintln!("XMM{n}: {:x?}, interpreter {:x?}", &x.zmm[n][..2], &y.zmm[n][..2]);
+            }
+            eprintln!("MXCSR {:x} {:x}", x.mxcsr, y.mxcsr);
             eprintln!("left by {word:x} after {ran}, cr2 {:x} {:x}", x.cr2, y.cr2);
             let data = a.data().iter().zip(&b.data()).position(|(a, b)| a != b);
             eprintln!("memory differs at {data:x?}");
@@ -397,7 +409,7 @@ pub(super) fn show(bytes: &[u8], bits: u32, ip: u64) {
     }
 }
 
-fn random_code(long: bool, seed: u64, runs: u64) {
+pub(super) fn random_code(long: bool, vectors: bool, seed: u64, runs: u64) {
     let (mut a, mut b) = (Machine::new(long), Machine::new(long));
     let mut bench = Bench::new();
     let mut rng = SmallRng::seed_from_u64(seed);
@@ -406,7 +418,7 @@ fn random_code(long: bool, seed: u64, runs: u64) {
     a.ram.write(DATA, &noise);
     b.ram.write(DATA, &noise);
     for run in 0..runs {
-        let code = program(&mut rng, long);
+        let code = program(&mut rng, long, vectors);
         let rip = CODE + rng.random_range(0..0x200);
         let mut s = initial.clone();
         for r in &mut s.gpr[..16] {
@@ -415,6 +427,16 @@ fn random_code(long: bool, seed: u64, runs: u64) {
         s.gpr[gpr::RSP] = rng.random_range(DATA + 0x100..DATA_END - 0x100);
         s.gpr[gpr::RIP] = rip;
         s.rflags = RFlags::from_bits_retain(rng.random::<u64>() & 0x8D5 | 2);
+        if vectors {
+            s.zmm.iter_mut().take(16).for_each(|r| r[..2].copy_from_slice(&vector_tests::value(&mut rng)));
+            if rng.random_ratio(2, 3) {
+                s.gpr[..16].iter_mut().for_each(|r| *r &= !15);
+            }
+            s.mxcsr |= rng.random_range(0..0x40);
+            if rng.random_ratio(1, 30) {
+                s.mxcsr ^= 1 << rng.random_range(6..16);
+            }
+        }
         let pending = pending(&mut rng);
         for m in [&mut a, &mut b] {
             m.ram.write(CODE, &[0xF4; 0x1000]);
@@ -428,7 +450,7 @@ fn random_code(long: bool, seed: u64, runs: u64) {
         let budget = if rng.random_ratio(1, 10) { rng.random_range(1..20) } else { 200 };
         let counter = rng.random_ratio(1, 20).then(|| rng.random_range(1..4));
         if bench.compare(&mut a, &mut b, budget, rng.random(), counter) {
-            eprintln!("start: {:x?} {:?} {pending:x?}", s.gpr, s.rflags);
+            eprintln!("start: {:x?} {:?} {pending:x?} {:x?}", s.gpr, s.rflags, s.zmm.map(|r| [r[0], r[1]]));
             show(&code, if long { 64 } else { 32 }, rip);
             panic!("seed {seed}, run {run}: they differ");
         }
@@ -442,22 +464,22 @@ fn random_code(long: bool, seed: u64, runs: u64) {
 }
 
 /// How many runs: more by TRIMARAN_EMITTER_RUNS.
-fn runs() -> u64 {
+pub(super) fn runs() -> u64 {
     std::env::var("TRIMARAN_EMITTER_RUNS").ok().and_then(|n| n.parse().ok()).unwrap_or(20_000)
 }
 
-fn seed() -> u64 {
+pub(super) fn seed() -> u64 {
     std::env::var("TRIMARAN_EMITTER_SEED").ok().and_then(|n| n.parse().ok()).unwrap_or(1)
 }
 
 #[test]
 fn random_code_in_64_bit_mode() {
-    random_code(true, seed(), runs());
+    random_code(true, false, seed(), runs());
 }
 
 #[test]
 fn random_code_in_32_bit_mode() {
-    random_code(false, seed() + 1000, runs());
+    random_code(false, false, seed() + 1000, runs());
 }
 
 /// Two processors count in one place under LOCK; none of their steps is lost.

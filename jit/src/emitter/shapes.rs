@@ -1,0 +1,361 @@
+//! Which vector instructions run as themselves on the host, and how they are encoded.
+//!
+//! A guest's SSE instruction is executed by the same instruction of the host on the same XMM registers. All that
+//! its encoding needs is in iced's tables; what is taken from there once, for each [`Code`], is a [`Shape`].
+
+use iced_x86::{Code, CpuidFeature, EncodingKind, MandatoryPrefix, Mnemonic as M};
+use iced_x86::{OpCodeOperandKind as Kind, OpCodeTableKind};
+use std::sync::LazyLock;
+use trimaran_cpu::blocks::BlockKey;
+use trimaran_cpu::insn::{Insn, prefix};
+use trimaran_cpu::kernels::Kernel;
+
+/// What a field of ModRM stands for; operands by their number.
+#[derive(Clone, Copy, PartialEq, Debug)]
+pub enum Field {
+    /// For `rm`: or memory.
+    Vector(u8),
+    General(u8),
+    Memory,
+    Extension(u8),
+}
+
+/// What an instruction does besides computing its operand 0.
+#[derive(Clone, Copy, PartialEq, Debug)]
+pub enum Effect {
+    None,
+    /// Sets ZF, PF, CF, clears the other flags; writes nothing else.
+    Compare,
+    /// PCMPISTRI, PCMPISTRM: all flags, and ECX or XMM0.
+    Index,
+    Mask,
+    /// MOVNTI: a plain store.
+    Store,
+}
+
+#[derive(Clone, Copy, Debug)]
+pub struct Shape {
+    /// The mandatory prefix, or 0.
+    pub prefix: u8,
+    /// The second byte of a three-byte opcode, or 0.
+    pub map: u8,
+    pub opcode: u8,
+    pub wide: bool,
+    pub immediate: bool,
+    pub reg: Field,
+    pub rm: Field,
+    /// Of the memory operand.
+    pub size: u8,
+    pub aligned: bool,
+    /// Depends on MXCSR.
+    pub float: bool,
+    /// Operand 0 is read, from a register or from memory as operand 1.
+    reads: [bool; 2],
+    /// Of two equal registers the result is a constant.
+    pub idiom: bool,
+    /// XMM0 is a source.
+    pub by_xmm0: bool,
+    pub effect: Effect,
+}
+
+impl Shape {
+    /// Whether operand 0, a vector register, is a source.
+    pub fn reads_destination(&self, i: &Insn) -> bool {
+        self.reads[usize::from(i.memory())]
+    }
+
+    /// The vector registers that an instruction names, as bits: those it reads, and those it writes.
+    pub fn vectors(&self, i: &Insn) -> (u16, u16) {
+        let (mut read, mut written) = (u16::from(self.by_xmm0), u16::from(self.effect == Effect::Mask));
+        let constant = self.idiom && !i.memory() && i.r0 == i.r1;
+        for field in [Some(self.reg), (!i.memory()).then_some(self.rm)].into_iter().flatten() {
+            match field {
+                Field::Vector(0) => {
+                    let bit = 1 << (i.r0 & 15);
+                    if self.reads_destination(i) && !constant {
+                        read |= bit;
+                    }
+                    if self.effect == Effect::None {
+                        written |= bit;
+                    }
+                }
+                Field::Vector(_) if !constant => read |= 1 << (i.r1 & 15),
+                _ => {}
+            }
+        }
+        (read, written)
+    }
+
+    /// The general register that is a source, and the one that is written.
+    pub fn generals(&self, i: &Insn) -> (Option<u8>, Option<u8>) {
+        let (mut read, mut written) = (None, None);
+        for field in [Some(self.reg), (!i.memory()).then_some(self.rm)].into_iter().flatten() {
+            match field {
+                Field::General(0) => written = Some(i.r0 & 15),
+                Field::General(_) => read = Some(i.r1 & 15),
+                _ => {}
+            }
+        }
+        if self.effect == Effect::Index {
+            written = Some(1);
+        }
+        (read, written)
+    }
+}
+
+/// By `Code`.
+static SHAPES: LazyLock<Vec<Option<Shape>>> = LazyLock::new(|| Code::values().map(shape).collect());
+
+#[cfg(test)]
+pub fn of(code: Code) -> Option<&'static Shape> {
+    SHAPES[code as usize].as_ref()
+}
+
+/// How an instruction runs on the host; None: not by this file's means.
+pub fn native(i: &Insn, key: BlockKey) -> Option<&'static Shape> {
+    if i.kernel != Kernel::Helper || !key.sse() || i.memory() && i.has(prefix::CHECKED) {
+        return None;
+    }
+    let shape = SHAPES.get(i.code as usize)?.as_ref()?;
+    // #UD, and what else the decoder made of it.
+    let undefined = i.has(prefix::LOCK);
+    (!undefined && (!shape.float || key.default_mxcsr())).then_some(shape)
+}
+
+fn host_has(feature: CpuidFeature) -> bool {
+    match feature {
+        CpuidFeature::SSE | CpuidFeature::SSE2 => true,
+        CpuidFeature::SSE3 => std::is_x86_feature_detected!("sse3"),
+        CpuidFeature::SSSE3 => std::is_x86_feature_detected!("ssse3"),
+        CpuidFeature::SSE4_1 => std::is_x86_feature_detected!("sse4.1"),
+        CpuidFeature::SSE4_2 => std::is_x86_feature_detected!("sse4.2"),
+        CpuidFeature::AES => std::is_x86_feature_detected!("aes"),
+        CpuidFeature::PCLMULQDQ => std::is_x86_feature_detected!("pclmulqdq"),
+        _ => false,
+    }
+}
+
+fn shape(code: Code) -> Option<Shape> {
+    let (op, m) = (code.op_code(), code.mnemonic());
+    if op.encoding() != EncodingKind::Legacy || !op.is_instruction() {
+        return None;
+    }
+    if !code.cpuid_features().iter().all(|&f| host_has(f)) {
+        return None;
+    }
+    let map = match op.table() {
+        OpCodeTableKind::T0F => 0,
+        OpCodeTableKind::T0F38 => 0x38,
+        OpCodeTableKind::T0F3A => 0x3A,
+        _ => return None,
+    };
+    let prefix = match op.mandatory_prefix() {
+        MandatoryPrefix::P66 => 0x66,
+        MandatoryPrefix::PF3 => 0xF3,
+        MandatoryPrefix::PF2 => 0xF2,
+        _ => 0,
+    };
+    let (mut reg, mut rm, mut immediate, mut vectors) = (None, None, false, false);
+    for (n, &kind) in op.op_kinds().iter().enumerate() {
+        let n = n as u8;
+        vectors |= matches!(kind, Kind::xmm_reg | Kind::xmm_rm | Kind::xmm_or_mem);
+        match kind {
+            Kind::xmm_reg => reg = Some(Field::Vector(n)),
+            Kind::r32_reg | Kind::r64_reg => reg = Some(Field::General(n)),
+            Kind::xmm_rm | Kind::xmm_or_mem => rm = Some(Field::Vector(n)),
+            Kind::r32_rm | Kind::r64_rm | Kind::r32_or_mem | Kind::r64_or_mem => rm = Some(Field::General(n)),
+            Kind::mem => rm = Some(Field::Memory),
+            Kind::imm8 => immediate = true,
+            _ => return None,
+        }
+    }
+    if op.group_index() >= 0 {
+        reg = Some(Field::Extension(op.group_index() as u8));
+    }
+    let effect = match m {
+        M::Comiss | M::Comisd | M::Ucomiss | M::Ucomisd | M::Ptest => Effect::Compare,
+        M::Pcmpistri => Effect::Index,
+        M::Pcmpistrm => Effect::Mask,
+        M::Movnti => Effect::Store,
+        // Lengths in fixed registers.
+        M::Pcmpestri | M::Pcmpestrm | M::Pcmpestri64 | M::Pcmpestrm64 => return None,
+        _ => Effect::None,
+    };
+    if !vectors && effect != Effect::Store {
+        return None;
+    }
+    let size = op.memory_size().size() as u8;
+    let unaligned = matches!(m, M::Movups | M::Movupd | M::Movdqu | M::Lddqu | M::Pcmpistri | M::Pcmpistrm);
+    // The guest's fences are not the host's, so what they order must not be weaker than other stores: MOVAPS.
+    let plain = matches!(m, M::Movntps | M::Movntpd | M::Movntdq);
+    let reads = !overwrites(m);
+    Some(Shape {
+        prefix: if plain { 0 } else { prefix },
+        map,
+        opcode: if plain { 0x29 } else { op.op_code() as u8 },
+        wide: op.operand_size() == 64,
+        immediate,
+        reg: reg?,
+        rm: rm?,
+        size,
+        aligned: size == 16 && !unaligned,
+        float: is_float(m),
+        reads: [reads, reads && !matches!(m, M::Movss | M::Movsd)],
+        idiom: is_idiom(m),
+        by_xmm0: matches!(m, M::Pblendvb | M::Blendvps | M::Blendvpd),
+        effect,
+    })
+}
+
+/// Whether nothing of the destination's old value remains, in all forms.
+fn overwrites(m: M) -> bool {
+    use M::*;
+    matches!(
+        m,
+        Movaps
+            | Movapd
+            | Movdqa
+            | Movups
+            | Movupd
+            | Movdqu
+            | Lddqu
+            | Movntdqa
+            | Movd
+            | Movq
+            | Movddup
+            | Movsldup
+            | Movshdup
+            | Pshufd
+            | Pshuflw
+            | Pshufhw
+            | Pabsb
+            | Pabsw
+            | Pabsd
+            | Phminposuw
+            | Pmovzxbw
+            | Pmovzxbd
+            | Pmovzxbq
+            | Pmovzxwd
+            | Pmovzxwq
+            | Pmovzxdq
+            | Pmovsxbw
+            | Pmovsxbd
+            | Pmovsxbq
+            | Pmovsxwd
+            | Pmovsxwq
+            | Pmovsxdq
+            | Aesimc
+            | Aeskeygenassist
+            | Sqrtps
+            | Sqrtpd
+            | Rcpps
+            | Rsqrtps
+            | Roundps
+            | Roundpd
+            | Cvtps2pd
+            | Cvtpd2ps
+            | Cvtdq2ps
+            | Cvtdq2pd
+            | Cvtps2dq
+            | Cvttps2dq
+            | Cvtpd2dq
+            | Cvttpd2dq
+    )
+}
+
+fn is_idiom(m: M) -> bool {
+    use M::*;
+    matches!(
+        m,
+        Pxor | Xorps
+            | Xorpd
+            | Psubb
+            | Psubw
+            | Psubd
+            | Psubq
+            | Pcmpeqb
+            | Pcmpeqw
+            | Pcmpeqd
+            | Pcmpeqq
+            | Pcmpgtb
+            | Pcmpgtw
+            | Pcmpgtd
+            | Pcmpgtq
+    )
+}
+
+/// Instructions that MXCSR has a say in.
+fn is_float(m: M) -> bool {
+    use M::*;
+    matches!(
+        m,
+        Addps
+            | Addss
+            | Addpd
+            | Addsd
+            | Subps
+            | Subss
+            | Subpd
+            | Subsd
+            | Mulps
+            | Mulss
+            | Mulpd
+            | Mulsd
+            | Divps
+            | Divss
+            | Divpd
+            | Divsd
+            | Sqrtps
+            | Sqrtss
+            | Sqrtpd
+            | Sqrtsd
+            | Minps
+            | Minss
+            | Minpd
+            | Minsd
+            | Maxps
+            | Maxss
+            | Maxpd
+            | Maxsd
+            | Rcpps
+            | Rcpss
+            | Rsqrtps
+            | Rsqrtss
+            | Haddps
+            | Haddpd
+            | Hsubps
+            | Hsubpd
+            | Addsubps
+            | Addsubpd
+            | Roundps
+            | Roundss
+            | Roundpd
+            | Roundsd
+            | Dpps
+            | Dppd
+            | Cmpps
+            | Cmpss
+            | Cmppd
+            | Cmpsd
+            | Comiss
+            | Comisd
+            | Ucomiss
+            | Ucomisd
+            | Cvtps2pd
+            | Cvtpd2ps
+            | Cvtss2sd
+            | Cvtsd2ss
+            | Cvtdq2ps
+            | Cvtdq2pd
+            | Cvtps2dq
+            | Cvttps2dq
+            | Cvtpd2dq
+            | Cvttpd2dq
+            | Cvtsi2ss
+            | Cvtsi2sd
+            | Cvtss2si
+            | Cvtsd2si
+            | Cvttss2si
+            | Cvttsd2si
+    )
+}

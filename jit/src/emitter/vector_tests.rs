@@ -1,0 +1,150 @@
+//! Vector instructions against the interpreter, and their encodings against the decoder.
+
+use super::encode::{Asm, Rm, at};
+use super::shapes::{self, Field};
+use super::tests::{CODE, DATA, random_code, runs, seed};
+use iced_x86::{Code, Decoder, DecoderOptions, Instruction, OpKind, Register};
+use rand::Rng;
+use rand::rngs::SmallRng;
+
+/// Bytes of a random instruction of SSE and its like.
+pub(super) fn instruction(rng: &mut SmallRng, long: bool) -> Vec<u8> {
+    const TABLE: [(u8, u8); 9] = [
+        (0x10, 0x17),
+        (0x28, 0x2F),
+        (0x50, 0x5F),
+        (0x60, 0x7F),
+        (0xC2, 0xC6),
+        (0xD0, 0xFE),
+        (0x2A, 0x2F),
+        (0x10, 0x12),
+        (0x58, 0x5F),
+    ];
+    loop {
+        let mut b = Vec::new();
+        match rng.random_range(0..8) {
+            0..=2 => b.push(0x66),
+            3 | 4 => b.push(0xF3),
+            5 => b.push(0xF2),
+            _ => {}
+        }
+        if long && rng.random_ratio(2, 5) {
+            b.push(0x40 | rng.random_range(0..16u8));
+        }
+        b.push(0x0F);
+        match rng.random_range(0..6) {
+            0 => b.extend_from_slice(&[0x38, rng.random_range(0..0x42)]),
+            1 => b.extend_from_slice(&[0x3A, rng.random_range(0x08..0x64)]),
+            2 if rng.random_ratio(1, 4) => b.extend_from_slice(&[0x38, rng.random_range(0xDB..0xE0)]),
+            _ => {
+                let (first, last) = TABLE[rng.random_range(0..TABLE.len())];
+                b.push(rng.random_range(first..=last));
+            }
+        }
+        let mut modrm = rng.random::<u8>();
+        if rng.random_ratio(1, 2) {
+            modrm |= 0xC0;
+        }
+        b.push(modrm);
+        let mut tail: [u8; 12] = rng.random();
+        if rng.random_ratio(3, 4) {
+            let at = usize::from(rng.random_ratio(1, 2));
+            let v: u32 = match rng.random_range(0..3) {
+                0 => rng.random_range(0..0x10) * 16,
+                1 => rng.random_range(DATA / 16..(DATA + 0x8000) / 16) as u32 * 16,
+                _ => rng.random_range(0..0x40),
+            };
+            tail[at..at + 4].copy_from_slice(&v.to_le_bytes());
+        }
+        b.extend_from_slice(&tail);
+        b.truncate(15);
+        let mut d = Decoder::with_ip(if long { 64 } else { 32 }, &b, CODE, DecoderOptions::NONE);
+        let x: Instruction = d.decode();
+        let vector = (0..x.op_count()).any(|n| x.op_kind(n) == OpKind::Register && x.op_register(n).is_xmm());
+        if x.is_invalid() || !vector && x.mnemonic() != iced_x86::Mnemonic::Movnti {
+            continue;
+        }
+        b.truncate(x.len());
+        return b;
+    }
+}
+
+/// A value that floating-point instructions find interesting.
+pub(super) fn value(rng: &mut SmallRng) -> [u64; 2] {
+    let double = |rng: &mut SmallRng| match rng.random_range(0..8) {
+        0 => rng.random(),
+        1 => (rng.random_range(-300..300i32) as f64).to_bits(),
+        2 => rng.random::<f64>().to_bits(),
+        3 => [0, 1 << 63, f64::INFINITY.to_bits(), f64::NAN.to_bits(), 0x7FF0_0000_0000_0001, 1]
+            [rng.random_range(0..6)],
+        4 => {
+            let one = (rng.random_range(-300..300i32) as f32).to_bits();
+            let two = [0, 1 << 31, 0x7F80_0000, 0x7FC0_0000, 0x7F80_0001, 1][rng.random_range(0..6)];
+            u64::from(one) << 32 | two
+        }
+        5 => u64::from((rng.random::<f32>() * 1000.0).to_bits()) << 32 | u64::from(1.5f32.to_bits()),
+        6 => rng.random_range(0..0x100),
+        _ => rng.random::<u64>() & 0x00FF_0000_FFFF_00FF,
+    };
+    [double(rng), double(rng)]
+}
+
+#[test]
+fn random_vectors_in_64_bit_mode() {
+    random_code(true, true, seed() + 2000, runs());
+}
+
+#[test]
+fn random_vectors_in_32_bit_mode() {
+    random_code(false, true, seed() + 3000, runs());
+}
+
+/// Every shape is encoded as the instruction it came from.
+#[test]
+fn shapes_encode_what_they_name() {
+    let mut seen = 0;
+    for code in Code::values() {
+        let Some(s) = shapes::of(code) else { continue };
+        // In place of others: `shapes.rs`.
+        let name = format!("{code:?}");
+        if name.starts_with("Movnt") && !name.starts_with("Movntdqa") {
+            continue;
+        }
+        seen += 1;
+        let field = |f: Field, n: u8| match f {
+            Field::Extension(n) => n,
+            _ => n,
+        };
+        let mut forms = Vec::new();
+        if s.size != 0 {
+            forms.push(Rm::Mem(at(9, 0x40)));
+        }
+        if s.rm != Field::Memory {
+            forms.push(Rm::Reg(11));
+        }
+        for rm in forms {
+            let mut a = Asm::default();
+            a.vector(s, field(s.reg, 13), rm);
+            if s.immediate {
+                a.bytes.push(0x5A);
+            }
+            let mut d = Decoder::new(64, &a.bytes, 0);
+            let x = d.decode();
+            assert_eq!((x.code(), x.len()), (code, a.bytes.len()), "{:x?}", a.bytes);
+            for n in 0..x.op_count() {
+                match x.op_kind(n) {
+                    OpKind::Memory => {
+                        assert_eq!((x.memory_base(), x.memory_displacement64()), (Register::R9, 0x40));
+                        assert_eq!(x.memory_size().size(), usize::from(s.size), "{code:?}");
+                    }
+                    OpKind::Register => {
+                        let reg = matches!(s.reg, Field::Vector(k) | Field::General(k) if u32::from(k) == n);
+                        assert_eq!(x.op_register(n).number(), if reg { 13 } else { 11 }, "{code:?}");
+                    }
+                    _ => assert_eq!(x.immediate8(), 0x5A),
+                }
+            }
+        }
+    }
+    assert!(seen > 250, "{seen} shapes");
+}

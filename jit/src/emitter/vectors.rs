@@ -1,0 +1,120 @@
+//! Vector instructions: the guest's own, on the host's XMM registers.
+//!
+//! Guest register n is cached in host register n and nowhere else. In place, because an instruction that can fault
+//! does so at its look-up, before the host's instruction writes anything. A host register holds nothing else, so
+//! there is no allocation; operands in memory stay there.
+
+use super::encode::{Rm, cc, field};
+use super::registers::Emitter;
+use super::shapes::{Effect, Field, Shape};
+use super::value::{BitOp, Val};
+use trimaran_cpu::insn::{Insn, W};
+use trimaran_cpu::state::gpr;
+use trimaran_cpu::translate::offset;
+
+/// What is known of the vector unit between two instructions.
+#[derive(Clone, Copy, Default)]
+pub struct Vectors {
+    /// Guest registers in host registers.
+    pub cached: u16,
+    /// Those whose memory is stale.
+    pub dirty: u16,
+    /// `FLOAT_USED` has been set since a helper last ran.
+    pub float_used: bool,
+}
+
+/// The registers of a set.
+fn each(mut set: u16) -> impl Iterator<Item = u8> {
+    std::iter::from_fn(move || {
+        let n = set.trailing_zeros() as u8;
+        set &= set.wrapping_sub(1);
+        (n < 16).then_some(n)
+    })
+}
+
+impl Emitter<'_> {
+    /// Brings vector registers into the host's.
+    pub fn load_vectors(&mut self, set: u16) {
+        for n in each(set & !self.state.vectors.cached) {
+            self.asm.load_vector(n, field(offset::xmm(n.into())));
+        }
+        self.state.vectors.cached |= set;
+    }
+
+    /// Brings the memory of vector registers up to date. No flags.
+    pub fn write_vectors(&mut self, set: u16) {
+        for n in each(set & self.state.vectors.dirty) {
+            self.asm.store_vector(field(offset::xmm(n.into())), n);
+        }
+        self.state.vectors.dirty &= !set;
+    }
+
+    /// Tells the engine that the host's MXCSR will hold flags of the guest's.
+    pub fn use_float(&mut self) {
+        if !self.state.vectors.float_used {
+            self.asm.store_imm(W::B, field(offset::FLOAT_USED), 1);
+            self.state.vectors.float_used = true;
+        }
+    }
+
+    /// Emits a vector instruction.
+    pub fn vector(&mut self, i: &Insn, s: &Shape) {
+        self.uses_vectors = true;
+        if s.effect == Effect::Store {
+            let v = self.read_guest(i.width(), i.r1);
+            return self.store_operand(i, i.width(), v);
+        }
+        if s.float {
+            self.use_float();
+        }
+        let (read, written) = s.vectors(i);
+        self.load_vectors(read);
+        // All registers are taken before the look-up: its address must not be disturbed, and flags neither afterwards.
+        let (source, destination) = s.generals(i);
+        let from = source.map(|g| {
+            let v = self.guest(g.into());
+            self.force(v, W::Q).0
+        });
+        let to = destination.map(|_| self.alloc());
+        let image = (s.effect != Effect::None).then(|| self.alloc());
+        let overflow = matches!(s.effect, Effect::Index | Effect::Mask).then(|| self.alloc());
+        let general = |n: u8| if n == 0 { to } else { from }.unwrap_or(super::encode::RAX);
+        let register = |n: u8| if n == 0 { i.r0 & 15 } else { i.r1 & 15 };
+        let reg = match s.reg {
+            Field::Vector(n) => register(n),
+            Field::General(n) => general(n),
+            Field::Extension(n) => n,
+            Field::Memory => 0,
+        };
+        let rm = match s.rm {
+            _ if i.memory() => Rm::Mem(self.vector_operand(i, s.size, i.mem_op == 0, s.aligned)),
+            Field::General(n) => Rm::Reg(general(n)),
+            Field::Vector(n) => Rm::Reg(register(n)),
+            _ => Rm::Reg(0),
+        };
+        self.asm.vector(s, reg, rm);
+        if s.immediate {
+            self.asm.bytes.push(i.imm as u8);
+        }
+        self.state.vectors.cached |= written;
+        self.state.vectors.dirty |= written;
+        if let Some(image) = image {
+            if let Some(h) = overflow {
+                self.asm.setcc(cc::O, h);
+            }
+            if let (Effect::Index, Some(to)) = (s.effect, to) {
+                self.asm.mov(W::D, to, super::encode::RCX);
+            }
+            let of = overflow.map(|h| self.exprs.bit(BitOp::Of(W::B, Val::Host(h, 8), 0)));
+            self.capture_flags(image, of);
+        }
+        match (destination, to) {
+            (Some(_), Some(h)) if s.effect == Effect::Index => {
+                self.write_guest(W::D, gpr::RCX as u8, Val::Host(h, 4));
+            }
+            (Some(g), Some(h)) if s.wide => self.write_guest(W::Q, g, Val::Host(h, 8)),
+            (Some(g), Some(h)) => self.write_guest(W::D, g, Val::Host(h, 4)),
+            _ => {}
+        }
+    }
+}
