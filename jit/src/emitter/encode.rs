@@ -330,6 +330,11 @@ impl Asm {
         self.ext(W::Q, 0x0FBA, 4, a);
         self.bytes.push(n);
     }
+    /// CF = bit `n` of `a`.
+    pub fn bit_test_by(&mut self, a: Reg, n: Reg) {
+        self.clobbered = true;
+        self.rr(W::D, 0x0FA3, n, a);
+    }
     pub fn shift_imm(&mut self, op: Sh, w: W, d: Reg, n: u8) {
         self.clobbered = true;
         self.ext(w, Self::sized(w, 0xC1), op as u8, d);

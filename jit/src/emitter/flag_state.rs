@@ -6,7 +6,7 @@
 //! repeats the operation (CMP for SUB, ADD …) where its flags are the ones of `flags.rs`, and else the
 //! formulas there are computed.
 
-use super::encode::{Alu, RAX, Reg, Sh, cc, field};
+use super::encode::{Alu, RAX, RCX, Reg, Sh, cc, field};
 use super::registers::Emitter;
 use super::value::{Bit, BitOp, Exprs, Op, Val};
 use trimaran_cpu::flags::{self, Flags, Image};
@@ -136,7 +136,16 @@ impl Emitter<'_> {
             }
             Flags::Inc { w, r } | Flags::Dec { w, r } => {
                 let kind = if matches!(f, Flags::Inc { .. }) { pending::INC } else { pending::DEC };
-                let cf = self.carry_bit();
+                if self.flags_are_dead() {
+                    return;
+                }
+                let cf = match self.state.flags {
+                    FlagState { main: Main::Unknown, cf: None, .. } => {
+                        self.settle_carry();
+                        None
+                    }
+                    _ => self.carry_bit(),
+                };
                 let main = Main::Declared(d(kind, w, zero, zero, r, no));
                 self.set_flags(FlagState { main, cf, of: None });
             }
@@ -260,6 +269,27 @@ impl Emitter<'_> {
             }
         }
         false
+    }
+
+    /// Makes sure that `lazy.cf` is right, of flags that are as memory says. INC and DEC leave it alone, so that a loop
+    /// that counts by them settles nothing.
+    fn settle_carry(&mut self) {
+        const RIGHT: u64 = 1 << pending::NONE | 1 << pending::INC | 1 << pending::DEC;
+        let (call, back) = (self.labels.make(), self.labels.make());
+        self.asm.mov_imm(RAX, RIGHT);
+        self.asm.load(W::B, RCX, field(offset::PENDING_KIND));
+        self.asm.bit_test_by(RAX, RCX);
+        self.asm.jcc(cc::AE, call);
+        self.asm.bind(back);
+        let over = self.labels.make();
+        if self.in_cold {
+            self.asm.jmp(over);
+        }
+        let a = if self.in_cold { &mut self.asm } else { &mut self.cold };
+        a.bind(call);
+        a.call(self.common.settle);
+        a.jmp(back);
+        self.asm.bind(over);
     }
 
     /// Makes sure that memory's flags, where they count, are not pending.
