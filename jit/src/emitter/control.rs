@@ -5,7 +5,7 @@ use super::flag_state::FlagState;
 use super::miss;
 use super::ops::Leave;
 use super::registers::{Emitter, State};
-use super::shapes;
+use super::shapes::{self, Shape};
 use super::snapshot::Keep;
 use super::value::Val;
 use crate::abi::{self, JUMP_ENTRIES, JumpEntry, Slot};
@@ -193,8 +193,8 @@ impl Emitter<'_> {
     }
 
     /// Goes on wherever a value says.
-    fn jump_to(&mut self, target: Val) {
-        let h = self.force_clean(target, self.insn().width());
+    fn jump_to(&mut self, target: Val, w: W) {
+        let h = self.force_clean(target, w);
         self.write_all();
         self.asm.store(W::Q, field(RIP), h);
         let miss = self.common.lookup;
@@ -240,6 +240,16 @@ impl Emitter<'_> {
         self.asm.call_reg(RAX);
         self.asm.pop(RAX);
         self.asm.jmp(self.common.done);
+    }
+
+    /// A vector instruction where decoding stopped: the region has no way on, but needs no dispatcher either.
+    fn vector_and_on(&mut self, i: &Insn, shape: &Shape) {
+        self.vector(i, shape);
+        self.busy = 0;
+        self.pins |= self.state.flags.pins(&self.exprs);
+        let w = if self.code64 { W::Q } else { W::D };
+        let next = self.next_rip_value(i, w);
+        self.jump_to(next, w);
     }
 
     // ---- blocks
@@ -304,6 +314,7 @@ impl Emitter<'_> {
             self.number = number;
             self.leave = Leave::No;
             let helper = is_helper(i, self.frugal, self.job.region.key);
+            let shape = shapes::native(i, self.job.region.key);
             let control = matches!(
                 i.kernel,
                 Kernel::Jmp
@@ -316,12 +327,15 @@ impl Emitter<'_> {
                     | Kernel::CallIndirect
             );
             if number == last && (block.end == End::Dispatcher || helper && control) {
-                self.run_last(i);
+                match shape {
+                    Some(shape) => self.vector_and_on(i, shape),
+                    None => self.run_last(i),
+                }
                 return false;
             }
             if helper {
                 self.helper(i);
-            } else if let Some(shape) = shapes::native(i, self.job.region.key) {
+            } else if let Some(shape) = shape {
                 self.vector(i, shape);
             } else {
                 let Ok(_) = perform(i.kernel, self, i);
@@ -348,7 +362,7 @@ impl Emitter<'_> {
                 taken == Target::Block(next) || not_taken == Target::Block(next)
             }
             (End::Indirect, Leave::To(target)) => {
-                self.jump_to(target);
+                self.jump_to(target, self.insn().width());
                 false
             }
             _ => {

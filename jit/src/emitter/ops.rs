@@ -59,6 +59,10 @@ impl Emitter<'_> {
         }
         self.exprs.bit(op)
     }
+    pub fn next_rip_value(&mut self, i: &Insn, w: W) -> Val {
+        let delta = self.next_delta(i);
+        self.rip_plus(w, delta)
+    }
     fn rip_plus(&mut self, w: W, delta: i64) -> Val {
         self.node(Op::Rip(delta), w, Val::Const(0), Val::Const(0))
     }
@@ -283,8 +287,7 @@ impl Ops for Emitter<'_> {
         Ok(())
     }
     fn next_rip(&mut self, i: &Insn) -> Val {
-        let delta = self.next_delta(i);
-        self.rip_plus(i.width(), delta)
+        self.next_rip_value(i, i.width())
     }
     fn check_target(&mut self, _i: &Insn, target: Val) -> Result<(), Never> {
         // CS is flat: outside 64-bit mode every target is inside it. A direct target is checked by whoever

@@ -204,7 +204,12 @@ fn instruction(rng: &mut SmallRng, long: bool) -> Vec<u8> {
 /// A random program: a loop, a branch, a call, a return or a fall at its end.
 pub(super) fn program(rng: &mut SmallRng, long: bool, vectors: bool) -> Vec<u8> {
     let mut code = Vec::new();
-    let n = if rng.random_ratio(1, 2) { rng.random_range(1..5) } else { rng.random_range(1..30) };
+    let n = match rng.random_range(0..20) {
+        // More than a block may have.
+        0 if vectors => rng.random_range(60..90),
+        0..=9 => rng.random_range(1..5),
+        _ => rng.random_range(1..30),
+    };
     for _ in 0..n {
         let vector = vectors && rng.random_ratio(2, 3);
         let next = if vector { vector_tests::instruction(rng, long) } else { instruction(rng, long) };
@@ -275,7 +280,7 @@ pub(super) struct Bench {
     pub runtime: abi::Runtime,
     table: Vec<JumpEntry>,
     covered: std::collections::BTreeMap<String, u64>,
-    left: [u64; 7],
+    pub left: [u64; 7],
     ran: u64,
 }
 
@@ -305,7 +310,7 @@ impl Bench {
     }
 
     /// Runs the code at RIP of `a` as one region, and as many instructions in `b`.
-    fn compare(
+    pub fn compare(
         &mut self,
         a: &mut Machine,
         b: &mut Machine,

@@ -2,10 +2,11 @@
 
 use super::encode::{Asm, Rm, at};
 use super::shapes::{self, Field};
-use super::tests::{CODE, DATA, random_code, runs, seed};
+use super::tests::{Bench, CODE, DATA, Machine, random_code, runs, seed};
 use iced_x86::{Code, Decoder, DecoderOptions, Instruction, OpKind, Register};
 use rand::Rng;
 use rand::rngs::SmallRng;
+use trimaran_cpu::state::gpr;
 
 /// Bytes of a random instruction of SSE and its like.
 pub(super) fn instruction(rng: &mut SmallRng, long: bool) -> Vec<u8> {
@@ -97,6 +98,23 @@ fn random_vectors_in_64_bit_mode() {
 #[test]
 fn random_vectors_in_32_bit_mode() {
     random_code(false, true, seed() + 3000, runs());
+}
+
+/// A block that ends because it is full goes on by the jump table.
+#[test]
+fn a_full_block_of_vectors() {
+    let (mut a, mut b) = (Machine::new(true), Machine::new(true));
+    let mut bench = Bench::new();
+    for m in [&mut a, &mut b] {
+        // paddd xmm0, xmm1
+        m.ram.write(CODE, &[0x66, 0x0F, 0xFE, 0xC1].repeat(100));
+        (m.vcpu.state.zmm[0][0], m.vcpu.state.zmm[1][0]) = (7, 1);
+        m.vcpu.state.gpr[gpr::RIP] = CODE;
+        m.vcpu.state_loaded();
+    }
+    assert!(!bench.compare(&mut a, &mut b, 200, true, None));
+    assert_eq!((a.vcpu.state.retired, a.vcpu.state.zmm[0][0]), (64, 71));
+    assert_eq!(bench.left[0], 1, "by the jump table");
 }
 
 /// Every shape is encoded as the instruction it came from.
