@@ -67,6 +67,8 @@ struct Walk {
     writable: bool,
     executable: bool,
     global: bool,
+    /// Binary logarithm of the page's size.
+    shift: u8,
     dirty: bool,
     /// Physical address and size of the leaf entry, for setting D.
     leaf: u64,
@@ -103,6 +105,7 @@ impl Vcpu {
                 writable: true,
                 executable: true,
                 global: false,
+                shift: 12,
                 dirty: true,
                 leaf: 0,
                 wide: false,
@@ -125,7 +128,7 @@ impl Vcpu {
             dirty = true;
         }
         let page = walk.page & self.a20_mask;
-        self.fill(address, page, class, rights, dirty, walk.global);
+        self.fill(address, page, class, rights, dirty, &walk);
         Ok(page | address & (PAGE - 1))
     }
 
@@ -156,7 +159,7 @@ impl Vcpu {
         }
     }
 
-    fn fill(&mut self, address: u64, page: u64, class: Class, rights: [bool; 3], dirty: bool, global: bool) {
+    fn fill(&mut self, address: u64, page: u64, class: Class, rights: [bool; 3], dirty: bool, walk: &Walk) {
         let Page::Ram { offset, writable } = self.physical_page(page) else { return };
         let Some(host) = self.ram.page_pointer(offset) else { return };
         let ram_page = (offset / PAGE) as u32;
@@ -168,14 +171,15 @@ impl Vcpu {
         if write {
             self.tlb.note_writer(ram_page, index);
         }
-        let global = global && self.state.cr4 & cr4::PGE != 0;
+        let global = walk.global && self.state.cr4 & cr4::PGE != 0;
+        self.giant_code |= rights[2] && walk.shift > 22;
         let entry = Entry {
             read: tag(rights[0]),
             write: tag(write),
             execute: tag(rights[2]),
             addend: (host as u64).wrapping_sub(linear),
         };
-        self.tlb.fill(class, address, entry, Note { ram_page, global });
+        self.tlb.fill(class, address, entry, Note { ram_page, global, shift: walk.shift, linear });
     }
 
     #[cold]
@@ -222,6 +226,7 @@ impl Vcpu {
             writable: true,
             executable: true,
             global: false,
+            shift: 12,
             dirty: false,
             leaf: 0,
             wide: true,
@@ -250,6 +255,7 @@ impl Vcpu {
                 let mask = (1u64 << shift) - 1;
                 walk.page = (entry & ADDRESS & !mask | address & mask) & !(PAGE - 1);
                 walk.global = entry & pte::G != 0;
+                walk.shift = shift as u8;
                 walk.dirty = entry & pte::D != 0;
                 walk.leaf = at;
                 return Ok(walk);
@@ -301,6 +307,7 @@ impl Vcpu {
             writable: both & pte::RW != 0,
             executable: true,
             global: entry & pte::G != 0,
+            shift: if large { 22 } else { 12 },
             dirty: entry & pte::D != 0,
             leaf,
             wide: false,

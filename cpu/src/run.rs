@@ -309,7 +309,8 @@ impl Vcpu {
             self.remap();
         }
         if pending & att::INIT != 0 {
-            self.shared.clear(att::INIT | att::SIPI);
+            // A start-up IPI that came since `pending` was read stays.
+            self.shared.clear(pending & (att::INIT | att::SIPI));
             self.init();
         }
         if pending & att::SIPI != 0 {
@@ -587,5 +588,53 @@ impl Vcpu {
             translation: blocks::NONE,
         };
         Ok(self.blocks.insert(u64::MAX, block))
+    }
+}
+
+#[cfg(all(test, target_arch = "x86_64"))]
+mod tests {
+    use crate::engine::Stop;
+    use crate::shared::attention as att;
+    use crate::simd::tests::vcpu;
+    use crate::state::Activity;
+    use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
+    use std::time::{Duration, Instant};
+
+    /// INIT and a start-up IPI right behind it, as firmware sends them: the second may arrive at any moment of the
+    /// first's handling.
+    #[test]
+    fn no_start_up_ipi_is_lost() {
+        let mut v = vcpu();
+        // Not the bootstrap processor.
+        v.id = 1;
+        v.ram.write(0x1000, &[0xF4]);
+        let shared = v.shared.clone();
+        let (go, over) = (AtomicBool::new(false), AtomicBool::new(false));
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                while !over.load(SeqCst) {
+                    if go.swap(false, SeqCst) {
+                        shared.raise(att::INIT);
+                        shared.sipi_vector.store(1, SeqCst);
+                        shared.raise(att::SIPI);
+                    }
+                }
+            });
+            for n in 0..400_000 {
+                v.state.activity = Activity::Halted;
+                go.store(true, SeqCst);
+                let end = Instant::now() + Duration::from_secs(5);
+                // HLT at the start-up address: halted there.
+                while v.run(10) != Stop::Halted || v.state.activity != Activity::Halted || v.state.rip() != 1
+                {
+                    if Instant::now() > end {
+                        over.store(true, SeqCst);
+                        panic!("the start-up IPI of round {n} is lost: {:?}", v.state.activity);
+                    }
+                }
+                v.state.gpr[crate::state::gpr::RIP] = 0;
+            }
+            over.store(true, SeqCst);
+        });
     }
 }

@@ -40,6 +40,9 @@ pub struct Note {
     pub ram_page: u32,
     /// From a page-table entry with G set.
     pub global: bool,
+    /// Binary logarithm of the size of the guest's page: 12, 21, 22 or 30.
+    pub shift: u8,
+    pub linear: u64,
 }
 
 impl Entry {
@@ -72,6 +75,8 @@ pub struct Tlb {
     notes: [Box<[Note; ENTRIES]>; 4],
     /// Whether a class may hold entries: empty ones need no flush.
     used: [bool; 4],
+    /// Whether there may be entries of pages larger than 4 KiB.
+    large: bool,
     writers: Box<[Writer]>,
 }
 
@@ -83,6 +88,7 @@ impl Default for Tlb {
             classes: [table(), table(), table(), table()],
             notes: [notes(), notes(), notes(), notes()],
             used: [false; 4],
+            large: false,
             writers: vec![Writer::default(); WRITERS].into(),
         }
     }
@@ -114,6 +120,7 @@ impl Tlb {
     /// Fills the entry of an address.
     pub fn fill(&mut self, class: Class, address: u64, entry: Entry, note: Note) {
         self.used[class as usize] = true;
+        self.large |= note.shift > 12;
         self.classes[class as usize][slot(address)] = entry;
         self.notes[class as usize][slot(address)] = note;
     }
@@ -123,6 +130,7 @@ impl Tlb {
     }
     /// Drops everything, or everything but global pages.
     pub fn flush(&mut self, keep_global: bool) {
+        self.large &= keep_global;
         for class in 0..self.classes.len() {
             if !self.used[class] {
                 continue;
@@ -135,11 +143,21 @@ impl Tlb {
             }
         }
     }
-    /// Drops the entries of one linear page (INVLPG).
+    /// Drops the entries of the page that an address lies in (INVLPG), all parts of it if it is a large one.
     pub fn flush_page(&mut self, address: u64) {
         let index = slot(address);
         for table in &mut self.classes {
             table[index] = Entry::invalid(index);
+        }
+        if !self.large {
+            return;
+        }
+        for (table, notes) in self.classes.iter_mut().zip(&self.notes) {
+            for (i, note) in notes.iter().enumerate() {
+                if note.shift > 12 && (note.linear ^ address) >> note.shift == 0 {
+                    table[i] = Entry::invalid(i);
+                }
+            }
         }
     }
     /// Notes that slot `index` is about to get a write tag for `ram_page`.

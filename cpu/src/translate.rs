@@ -151,7 +151,7 @@ pub mod offset {
 pub enum MappingChange {
     #[default]
     None,
-    /// These pages.
+    /// Something in these stretches of [`MappingChange::GRAIN`] bytes.
     Pages(Vec<u64>),
     /// All pages that are not global.
     NotGlobal,
@@ -159,12 +159,15 @@ pub enum MappingChange {
 }
 
 impl MappingChange {
+    /// INVLPG drops a page, and how large that was nobody knows any more: 4 MiB with 32-bit paging.
+    pub const GRAIN: u64 = 4 << 20;
     /// More pages than this count as all of them.
     const MOST_PAGES: usize = 16;
 
     pub(crate) fn page(&mut self, page: u64) {
         match self {
             MappingChange::None => *self = MappingChange::Pages(vec![page]),
+            MappingChange::Pages(pages) if pages.contains(&page) => {}
             MappingChange::Pages(pages) if pages.len() < Self::MOST_PAGES => pages.push(page),
             _ => *self = MappingChange::All,
         }

@@ -58,6 +58,8 @@ pub struct Vcpu {
     pub mapping_epoch: u32,
     /// Which pages that were, for a translator.
     pub mapping_change: MappingChange,
+    /// Code was fetched from a page of a gibibyte: INVLPG may mean very much code.
+    pub giant_code: bool,
     /// Decoded instructions were overwritten, for a translator.
     pub code_changed: bool,
     pub translated: Translated,
@@ -101,6 +103,7 @@ impl Vcpu {
             fault: Fault { vector: 0, error: None, address: 0, dr6: 0 },
             mapping_epoch: 1,
             mapping_change: MappingChange::All,
+            giant_code: false,
             code_changed: true,
             translated: Translated::default(),
             a20_mask: !0,
@@ -247,7 +250,11 @@ impl Vcpu {
     /// INVLPG.
     pub fn flush_tlb_page(&mut self, address: u64) {
         self.tlb.flush_page(address);
-        self.mapping_change.page(address & !(crate::ram::PAGE - 1));
+        if self.giant_code {
+            self.mapping_change = MappingChange::All;
+        } else {
+            self.mapping_change.page(address & !(MappingChange::GRAIN - 1));
+        }
         self.mapping_epoch = self.mapping_epoch.wrapping_add(1);
         self.stop_block = true;
     }

@@ -212,7 +212,7 @@ fn monitor_on_stdio() {
     for word in [
         "system_powerdown",
         "rax",
-        "interp",
+        "jit",
         "unknown command `frobnicate`",
         "nonsense",
         "nokey",

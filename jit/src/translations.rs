@@ -443,8 +443,7 @@ impl Translations {
         let Some(memory) = &self.memory else { return false };
         let entry = live.entry;
         v.prepare_translated();
-        v.translated.jump_table = self.links.table(live.region.key).as_ptr() as usize;
-        v.translated.salt = self.links.salt();
+        (v.translated.jump_table, v.translated.salt) = self.links.table(live.region.key);
         let retired = v.state.retired;
         let budget = v.budget;
         self.stats.entries += 1;
@@ -496,7 +495,9 @@ impl Translations {
     /// Lets indirect branches of translated code find a translation at the current RIP.
     fn remember_jump(&mut self, v: &Vcpu, id: u32) {
         let Some(Some(live)) = self.live.get_mut(id as usize) else { return };
-        let at = self.links.set_jump(live.region.key, v.state.gpr[gpr::RIP], live.entry as u64);
+        let address = v.state.gpr[gpr::RIP];
+        let global = live.region.page2 == NONE && v.code_is_global(address);
+        let at = self.links.set_jump(live.region.key, address, live.entry as u64, global);
         if !live.jumps.contains(&at) {
             live.jumps.push(at);
         }

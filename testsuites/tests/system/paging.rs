@@ -244,6 +244,26 @@ fn invalidation() {
     assert_eq!(run(true, &pge), 2);
 }
 
+/// "Invalidation of TLBs": INVLPG with any address in a large page drops all of that page.
+#[test]
+fn invalidation_of_a_large_page() {
+    let mut b = Bench::long();
+    let directory = TABLES + 0x2000;
+    b.put(directory + 8, 0x80_0083);
+    b.put(0x80_5000, 1);
+    b.put(0xA0_5000, 2);
+    b.code(|a| {
+        a.mov(eax, dword_ptr(0x20_5000))?;
+        a.mov(rcx, 0xA0_0083u64)?;
+        a.mov(qword_ptr(directory + 8), rcx)?;
+        a.invlpg(byte_ptr(0x20_0000))?;
+        a.mov(ebx, dword_ptr(0x20_5000))?;
+        a.hlt()
+    });
+    b.run().halted();
+    assert_eq!((b.flat.vcpu.state.gpr[0], b.flat.vcpu.state.gpr[3]), (1, 2));
+}
+
 /// "PAE Paging": the PDPTEs are loaded with CR3; reserved bits there are #GP(0), not #PF.
 #[test]
 fn pdptes() {
