@@ -8,6 +8,7 @@ use super::control::is_helper;
 use super::encode::{Label, RAX, Reg, field};
 use super::registers::{Emitter, Place, State};
 use super::shapes::{self, Shape};
+use crate::region::{End, Target};
 use trimaran_cpu::insn::{Insn, W};
 use trimaran_cpu::interp::form;
 use trimaran_cpu::kernels::Kernel;
@@ -61,15 +62,56 @@ fn named(i: &Insn, shape: Option<&Shape>) -> (u32, u32) {
 }
 
 impl Emitter<'_> {
+    /// The blocks that lead from the head to itself without a helper.
+    fn cycle(&self) -> Vec<bool> {
+        let blocks = &self.job.region.blocks;
+        let key = self.job.region.key;
+        let plain = |n: usize| blocks[n].insns.iter().all(|i| !is_helper(i, self.frugal, key));
+        let next = |n: usize| {
+            let (a, b) = match blocks[n].end {
+                End::Goto(t) => (Some(t), None),
+                End::Branch { taken, not_taken } => (Some(taken), Some(not_taken)),
+                End::Indirect | End::Dispatcher => (None, None),
+            };
+            [a, b].into_iter().flatten().filter_map(|t| match t {
+                Target::Block(n) => Some(n),
+                Target::Exit { .. } => None,
+            })
+        };
+        let mut reached = vec![false; blocks.len()];
+        let mut queue = vec![0];
+        while let Some(n) = queue.pop() {
+            if !reached[n] && plain(n) {
+                reached[n] = true;
+                queue.extend(next(n));
+            }
+        }
+        let mut returns = vec![false; blocks.len()];
+        let mut more = true;
+        while std::mem::take(&mut more) {
+            for n in (0..blocks.len()).rev() {
+                if reached[n] && !returns[n] && next(n).any(|t| t == 0 && reached[0] || returns[t]) {
+                    (returns[n], more) = (true, true);
+                }
+            }
+        }
+        returns
+    }
+
     /// Loads what the head shall hold; None: nothing, because helpers would make it useless.
     pub fn prepare_head(&mut self) -> Option<State> {
         let region = self.job.region;
         let (mut uses, mut written) = ([0u32; 16], 0);
         let (mut vectors, mut vectors_written, mut float) = (0, 0, false);
-        for i in region.blocks.iter().flat_map(|b| &b.insns) {
-            if is_helper(i, self.frugal, region.key) {
-                return None;
-            }
+        if self.frugal {
+            return None;
+        }
+        let cycle = self.cycle();
+        if !cycle[0] {
+            return None;
+        }
+        let inside = region.blocks.iter().zip(&cycle).filter(|(_, on)| **on);
+        for i in inside.flat_map(|(b, _)| &b.insns) {
             let shape = shapes::native(i, region.key);
             if let Some(shape) = shape {
                 let (read, writes) = shape.vectors(i);
@@ -79,9 +121,6 @@ impl Emitter<'_> {
             let (all, writes) = named(i, shape);
             written |= writes;
             (0..16).filter(|n| all >> n & 1 != 0).for_each(|n| uses[n] += 1);
-        }
-        if self.frugal {
-            return None;
         }
         for _ in 0..MOST {
             let most = (0..16).max_by_key(|&n| uses[n]).filter(|&n| uses[n] != 0);
@@ -111,6 +150,10 @@ impl Emitter<'_> {
         }
         self.write_vectors(!head.vectors.dirty);
         self.load_vectors(head.vectors.cached);
+        if head.vectors.float_used {
+            // A helper may have run.
+            self.use_float();
+        }
         let mut moves: Vec<(Reg, Reg)> = Vec::new();
         let mut rest: Vec<(Reg, usize)> = Vec::new();
         for g in 0..16 {
