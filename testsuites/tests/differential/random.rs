@@ -17,8 +17,9 @@ fn random(tier: &str) {
     }
     let only = std::env::var("TRIMARAN_ONLY").ok();
     let first = number("TRIMARAN_SEED").unwrap_or(1);
-    // Cranelift takes its time.
-    let cases = number("TRIMARAN_CASES").unwrap_or(if tier == "jit-cranelift" { 2 } else { 60 });
+    // Cranelift takes its time: some seconds a program.
+    let wanted = number("TRIMARAN_CASES").unwrap_or(60);
+    let cases = if tier == "jit-cranelift" { (wanted / 30).max(1) } else { wanted };
     let kept = kept::SEEDS.iter().copied().filter(|_| number("TRIMARAN_SEED").is_none());
     let report = run(tier, kept.chain(first..first + cases), only.as_deref());
     println!("{tier}: {} programs, {} instructions in translated code", report.cases, report.translated);
