@@ -419,7 +419,15 @@ pub(super) fn random_code(long: bool, vectors: bool, seed: u64, runs: u64) {
     let mut bench = Bench::new();
     let mut rng = SmallRng::seed_from_u64(seed);
     let initial = a.vcpu.state.clone();
-    let noise: Vec<u8> = (0..(DATA_END - DATA)).map(|_| rng.random()).collect();
+    let mut noise: Vec<u8> = (0..(DATA_END - DATA)).map(|_| rng.random()).collect();
+    if vectors {
+        // Values that MXCSR may take.
+        for quad in noise.chunks_exact_mut(16) {
+            let odd = if rng.random_ratio(1, 8) { 0x2000 } else { 0 };
+            let value: u32 = 0x1F80 | odd | rng.random_range(0..0x40);
+            quad[..4].copy_from_slice(&value.to_le_bytes());
+        }
+    }
     a.ram.write(DATA, &noise);
     b.ram.write(DATA, &noise);
     for run in 0..runs {

@@ -32,8 +32,14 @@ pub(super) fn instruction(rng: &mut SmallRng, long: bool) -> Vec<u8> {
         if long && rng.random_ratio(2, 5) {
             b.push(0x40 | rng.random_range(0..16u8));
         }
+        // LDMXCSR and STMXCSR: the helpers that touch the flags gathered.
+        let control = rng.random_ratio(1, 15);
+        if control {
+            b.clear();
+        }
         b.push(0x0F);
         match rng.random_range(0..6) {
+            _ if control => b.push(0xAE),
             0 => b.extend_from_slice(&[0x38, rng.random_range(0..0x42)]),
             1 => b.extend_from_slice(&[0x3A, rng.random_range(0x08..0x64)]),
             2 if rng.random_ratio(1, 4) => b.extend_from_slice(&[0x38, rng.random_range(0xDB..0xE0)]),
@@ -45,6 +51,9 @@ pub(super) fn instruction(rng: &mut SmallRng, long: bool) -> Vec<u8> {
         let mut modrm = rng.random::<u8>();
         if rng.random_ratio(1, 2) {
             modrm |= 0xC0;
+        }
+        if control {
+            modrm = modrm & 0x47 | 0x10 | rng.random_range(0..2) << 3;
         }
         b.push(modrm);
         let mut tail: [u8; 12] = rng.random();
@@ -62,7 +71,7 @@ pub(super) fn instruction(rng: &mut SmallRng, long: bool) -> Vec<u8> {
         let mut d = Decoder::with_ip(if long { 64 } else { 32 }, &b, CODE, DecoderOptions::NONE);
         let x: Instruction = d.decode();
         let vector = (0..x.op_count()).any(|n| x.op_kind(n) == OpKind::Register && x.op_register(n).is_xmm());
-        if x.is_invalid() || !vector && x.mnemonic() != iced_x86::Mnemonic::Movnti {
+        if x.is_invalid() || !vector && !control && x.mnemonic() != iced_x86::Mnemonic::Movnti {
             continue;
         }
         b.truncate(x.len());
