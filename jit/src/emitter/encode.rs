@@ -422,6 +422,26 @@ impl Asm {
             Rm::Mem(m) => self.modrm(reg, m),
         }
     }
+    pub fn crc32(&mut self, w: W, d: Reg, rm: Rm) {
+        if w == W::W {
+            self.bytes.push(0x66);
+        }
+        let (index, base, byte) = match rm {
+            Rm::Reg(r) => (NONE, r, w == W::B && (4..8).contains(&r)),
+            Rm::Mem(m) => (m.index, m.base, false),
+        };
+        let high = |r: Reg| if r == NONE { 0 } else { r >> 3 & 1 };
+        let rex = u8::from(w == W::Q) << 3 | high(d) << 2 | high(index) << 1 | high(base);
+        self.bytes.push(0xF2);
+        if rex != 0 || byte {
+            self.bytes.push(0x40 | rex);
+        }
+        self.bytes.extend_from_slice(&[0x0F, 0x38, if w == W::B { 0xF0 } else { 0xF1 }]);
+        match rm {
+            Rm::Reg(r) => self.bytes.push(0xC0 | (d & 7) << 3 | r & 7),
+            Rm::Mem(m) => self.modrm(d, m),
+        }
+    }
     /// MOVUPS
     pub fn load_vector(&mut self, d: Reg, m: Mem) {
         self.rm(W::D, 0x0F10, d, NONE, m);

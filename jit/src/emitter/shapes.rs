@@ -31,6 +31,8 @@ pub enum Effect {
     Mask,
     /// MOVNTI: a plain store.
     Store,
+    /// CRC32: operand 0, a general register, is also a source.
+    Checksum,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -164,6 +166,7 @@ fn shape(code: Code) -> Option<Shape> {
             Kind::r32_reg | Kind::r64_reg => reg = Some(Field::General(n)),
             Kind::xmm_rm | Kind::xmm_or_mem => rm = Some(Field::Vector(n)),
             Kind::r32_rm | Kind::r64_rm | Kind::r32_or_mem | Kind::r64_or_mem => rm = Some(Field::General(n)),
+            Kind::r8_or_mem | Kind::r16_or_mem => rm = Some(Field::General(n)),
             Kind::mem => rm = Some(Field::Memory),
             Kind::imm8 => immediate = true,
             _ => return None,
@@ -177,11 +180,12 @@ fn shape(code: Code) -> Option<Shape> {
         M::Pcmpistri => Effect::Index,
         M::Pcmpistrm => Effect::Mask,
         M::Movnti => Effect::Store,
+        M::Crc32 => Effect::Checksum,
         // Lengths in fixed registers.
         M::Pcmpestri | M::Pcmpestrm | M::Pcmpestri64 | M::Pcmpestrm64 => return None,
         _ => Effect::None,
     };
-    if !vectors && effect != Effect::Store {
+    if !vectors && !matches!(effect, Effect::Store | Effect::Checksum) {
         return None;
     }
     let size = op.memory_size().size() as u8;

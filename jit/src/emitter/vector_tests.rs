@@ -3,7 +3,7 @@
 use super::encode::{Asm, Rm, at};
 use super::shapes::{self, Field};
 use super::tests::{Bench, CODE, DATA, Machine, random_code, runs, seed};
-use iced_x86::{Code, Decoder, DecoderOptions, Instruction, OpKind, Register};
+use iced_x86::{Code, Decoder, DecoderOptions, Instruction, Mnemonic, OpKind, Register};
 use rand::Rng;
 use rand::rngs::SmallRng;
 use trimaran_cpu::state::gpr;
@@ -29,17 +29,22 @@ pub(super) fn instruction(rng: &mut SmallRng, long: bool) -> Vec<u8> {
             5 => b.push(0xF2),
             _ => {}
         }
+        let checksum = rng.random_ratio(1, 30);
+        if checksum {
+            b.push(0xF2);
+        }
         if long && rng.random_ratio(2, 5) {
             b.push(0x40 | rng.random_range(0..16u8));
         }
         // LDMXCSR and STMXCSR: the helpers that touch the flags gathered.
-        let control = rng.random_ratio(1, 15);
+        let control = !checksum && rng.random_ratio(1, 15);
         if control {
             b.clear();
         }
         b.push(0x0F);
         match rng.random_range(0..6) {
             _ if control => b.push(0xAE),
+            _ if checksum => b.extend_from_slice(&[0x38, rng.random_range(0xF0..0xF2)]),
             0 => b.extend_from_slice(&[0x38, rng.random_range(0..0x42)]),
             1 => b.extend_from_slice(&[0x3A, rng.random_range(0x08..0x64)]),
             2 if rng.random_ratio(1, 4) => b.extend_from_slice(&[0x38, rng.random_range(0xDB..0xE0)]),
@@ -71,7 +76,8 @@ pub(super) fn instruction(rng: &mut SmallRng, long: bool) -> Vec<u8> {
         let mut d = Decoder::with_ip(if long { 64 } else { 32 }, &b, CODE, DecoderOptions::NONE);
         let x: Instruction = d.decode();
         let vector = (0..x.op_count()).any(|n| x.op_kind(n) == OpKind::Register && x.op_register(n).is_xmm());
-        if x.is_invalid() || !vector && !control && x.mnemonic() != iced_x86::Mnemonic::Movnti {
+        let other = control || matches!(x.mnemonic(), Mnemonic::Movnti | Mnemonic::Crc32);
+        if x.is_invalid() || !vector && !other {
             continue;
         }
         b.truncate(x.len());
@@ -134,7 +140,7 @@ fn shapes_encode_what_they_name() {
         let Some(s) = shapes::of(code) else { continue };
         // In place of others: `shapes.rs`.
         let name = format!("{code:?}");
-        if name.starts_with("Movnt") && !name.starts_with("Movntdqa") {
+        if name.starts_with("Movnt") && !name.starts_with("Movntdqa") || name.starts_with("Crc32") {
             continue;
         }
         seen += 1;

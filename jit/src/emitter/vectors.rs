@@ -57,12 +57,30 @@ impl Emitter<'_> {
         }
     }
 
+    fn checksum(&mut self, i: &Insn, w: W) {
+        let old = self.guest(usize::from(i.r0 & 15));
+        let (old, _) = self.force(old, W::Q);
+        let d = self.alloc();
+        let rm = if i.memory() {
+            Rm::Mem(self.vector_operand(i, w.bytes(), false, false))
+        } else {
+            let v = self.read_guest(w, i.r1);
+            Rm::Reg(self.force(v, w).0)
+        };
+        self.asm.mov(W::D, d, old);
+        self.asm.crc32(w, d, rm);
+        self.write_guest(W::D, i.r0, Val::Host(d, 4));
+    }
+
     /// Emits a vector instruction.
     pub fn vector(&mut self, i: &Insn, s: &Shape) {
         self.uses_vectors = true;
         if s.effect == Effect::Store {
             let v = self.read_guest(i.width(), i.r1);
             return self.store_operand(i, i.width(), v);
+        }
+        if s.effect == Effect::Checksum {
+            return self.checksum(i, W::from_bytes(s.size));
         }
         if s.float {
             self.use_float();
