@@ -4,6 +4,7 @@ use std::io::Write;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
+use trimaran_cpu::engine::EngineFactory;
 use trimaran_machine::{Console, Machine, MachineConfig, Outcome};
 
 /// Where `cargo x guests` unpacked Debian's packages, or None. `TRIMARAN_GUESTS` names another folder.
@@ -51,12 +52,17 @@ pub struct Guest {
 
 impl Guest {
     /// Starts a machine, COM1 collected.
-    pub fn start(mut config: MachineConfig) -> Result<Self, String> {
+    pub fn start(config: MachineConfig) -> Result<Self, String> {
+        let mut guest = Self::create(config, &crate::engine::from_environment()?)?;
+        guest.machine.start();
+        Ok(guest)
+    }
+
+    /// The same, not started yet.
+    pub fn create(mut config: MachineConfig, factory: &Arc<dyn EngineFactory>) -> Result<Self, String> {
         let serial = Collector::default();
         config.sinks.push((Console::Serial(0), Box::new(serial.clone())));
-        let factory = crate::engine::from_environment()?;
-        let mut machine = Machine::new(config, &factory).map_err(|e| e.to_string())?;
-        machine.start();
+        let machine = Machine::new(config, factory).map_err(|e| e.to_string())?;
         Ok(Guest { machine, serial, seen: 0 })
     }
 

@@ -1,4 +1,4 @@
-//! Real guests from Debian packages on the interpreter. `cargo x test` fetches them; without them each test says
+//! Real guests from Debian packages. `cargo x test` fetches them; without them each test says
 //! which package is missing and counts as skipped. `TRIMARAN_LONG=1` adds the long ones.
 
 use libtest_mimic::{Arguments, Failed, Trial};
@@ -10,6 +10,7 @@ use trimaran_machine::boot::DirectBoot;
 use trimaran_machine::media::RawImage;
 use trimaran_machine::{IdeDrive, MachineConfig, Outcome, firmware};
 use trimaran_testsuites::cpio::Archive;
+use trimaran_testsuites::engine;
 use trimaran_testsuites::guest::{self, Guest};
 
 type Check = fn() -> Result<(), String>;
@@ -24,6 +25,7 @@ const SAMPLES: &[(&str, Check)] = &[
     ("Linux amd64, 2 processors: a disk partitioned, formatted and written", linux_disk),
     ("Linux amd64: power button", linux_power_button),
     ("Linux i386: text installer", installer_i386),
+    ("deterministic boots end alike on interpreter and translator", engines_end_alike),
 ];
 
 const LONG: &[(&str, Check)] = &[
@@ -233,6 +235,52 @@ fn linux_amd64() -> Result<(), String> {
         Outcome::PoweredOff => Ok(()),
         other => Err(format!("ended with {other:?} instead of power off")),
     }
+}
+
+/// Deterministic boots: the same serial bytes, counts and whole state, RAM included, on every software engine.
+fn engines_end_alike() -> Result<(), String> {
+    type Config = fn() -> Result<MachineConfig, String>;
+    let seabios: Config = || {
+        let (bios, vga) =
+            firmware::find_seabios().ok_or("skipped: Debian package seabios is not installed")?;
+        let read = |path: &Path| std::fs::read(path).map_err(|e| format!("{}: {e}", path.display()));
+        let (bios, vga) = (read(&bios)?, read(&vga)?);
+        let memory = 64 << 20;
+        Ok(MachineConfig {
+            memory,
+            cpus: 2,
+            firmware: Some(bios),
+            vga_bios: Some(vga),
+            ..MachineConfig::default()
+        })
+    };
+    let kernel: Config = || linux(256, 2);
+    // Nanoseconds, which are instructions. Linux unpacks itself for the first six thousand million.
+    let linux_end = if std::env::var_os("TRIMARAN_LONG").is_some() { 9_000_000_000 } else { 900_000_000 };
+    for (what, config, end) in [("SeaBIOS", seabios, 3_000_000_000), ("Linux", kernel, linux_end)] {
+        let run = |name: &str| {
+            let config = MachineConfig { deterministic: true, ..config()? };
+            let guest = Guest::create(config, &engine::named(name)?)?;
+            guest.machine.run_until(end);
+            let stats = guest.machine.stats();
+            Ok::<_, String>((
+                guest.machine.state_hash(),
+                stats.instructions,
+                guest.serial(),
+                stats.translator,
+            ))
+        };
+        let (hash, count, serial, _) = run("interp")?;
+        let (hash2, count2, serial2, translator) = run("jit")?;
+        if (count, &serial) != (count2, &serial2) || hash != hash2 {
+            return Err(format!(
+                "{what}: {count} and {count2} instructions, {hash:x?} and {hash2:x?};\n{serial}\n{serial2}"
+            ));
+        }
+        let inside = translator.concat();
+        println!("{what}: {count} instructions, the same state;\n{inside}");
+    }
+    Ok(())
 }
 
 /// The power button reaches the guest as an ACPI event: busybox's acpid powers the machine off.
