@@ -17,7 +17,7 @@ use std::path::{Path, PathBuf};
 #[derive(Args)]
 pub struct Options {
     /// Trimaran's engine
-    #[arg(long, default_value = "interp")]
+    #[arg(long, default_value = "jit")]
     engine: String,
     /// More options for Trimaran, such as --with=--cpu=486
     #[arg(long, value_name = "OPTION", allow_hyphen_values = true)]
