@@ -127,5 +127,33 @@ fn a_terminal_shows_the_text() {
     let text = reader.join().unwrap();
     assert_eq!(status.code(), Some(0), "{text}");
     assert!(text.contains("DISPLAY is not set"), "{text}");
-    assert!(text.contains("long mode"), "{text}");
+    let shown = picture_of(&text);
+    assert!(shown.contains("long mode: 64-bit code"), "{shown}");
+}
+
+/// What a terminal shows after this: text, and cursor positions. (A line may be drawn in several parts.)
+fn picture_of(output: &str) -> String {
+    let mut cells = vec![vec![' '; 100]; 30];
+    let (mut row, mut column) = (0, 0);
+    let mut rest = output.chars();
+    while let Some(c) = rest.next() {
+        if c == '\x1b' {
+            let mut sequence = String::new();
+            for c in rest.by_ref().skip(1) {
+                sequence.push(c);
+                if c.is_ascii_alphabetic() {
+                    break;
+                }
+            }
+            if let Some(place) = sequence.strip_suffix('H') {
+                let mut numbers = place.split(';').map(|n| n.parse::<usize>().unwrap_or(1));
+                let mut next = || numbers.next().unwrap_or(1).saturating_sub(1);
+                (row, column) = (next(), next());
+            }
+        } else if let Some(cell) = cells.get_mut(row).and_then(|line: &mut Vec<char>| line.get_mut(column)) {
+            *cell = c;
+            column += 1;
+        }
+    }
+    cells.into_iter().map(|line| line.into_iter().collect::<String>() + "\n").collect()
 }
