@@ -38,6 +38,8 @@ enum Task {
         #[command(subcommand)]
         what: Bench,
     },
+    /// Take the translator's region snapshots (jit/tests/regions) as they are now
+    Bless,
     /// Fetch the guests that tests boot (Debian packages) into .cache/guests
     Guests,
 }
@@ -56,6 +58,11 @@ fn main() -> Result<()> {
             cargo(&root, &["clippy", "--workspace", "--all-targets", "--", "-D", "warnings"], &[])
         }
         Task::Bench { what: Bench::Guests(options) } => bench::guests(&root, &options),
+        Task::Bless => cargo(
+            &root,
+            &["test", "-p", "trimaran-jit", "--test", "regions"],
+            &[("TRIMARAN_BLESS".into(), "1".into())],
+        ),
         Task::Guests => guests::fetch(&root).map(|missing| {
             for package in missing {
                 println!("skipped: Debian package {package} could not be fetched");
