@@ -122,7 +122,6 @@ pub mod offset {
     }
     pub const MXCSR: usize = STATE + offset_of!(CpuState, mxcsr);
     pub const BUDGET: usize = offset_of!(Vcpu, budget);
-    pub const STOP_BLOCK: usize = offset_of!(Vcpu, stop_block);
     /// Bytes that are 0 or 1.
     pub const LAZY_CF: usize = LAZY + offset_of!(LazyFlags, cf);
     pub const LAZY_OF: usize = LAZY + offset_of!(LazyFlags, of);

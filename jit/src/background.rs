@@ -28,9 +28,14 @@ pub struct Finished {
 pub struct Background {
     requests: Sender<Request>,
     finished: Receiver<Finished>,
+    /// Requests that have not come back yet.
+    waiting: usize,
 }
 
 impl Background {
+    /// So many requests may wait: a guest makes code warm faster than it can be compiled.
+    const MOST_WAITING: usize = 64;
+
     pub fn new() -> Self {
         let (requests, work) = channel::<Request>();
         let (done, finished) = channel();
@@ -51,16 +56,24 @@ impl Background {
         if let Err(error) = spawned {
             tracing::warn!("no thread for Cranelift ({error}): hot code stays as the first tier left it");
         }
-        Background { requests, finished }
+        Background { requests, finished, waiting: 0 }
     }
 
-    /// Asks for a region; forgotten if the thread is gone.
-    pub fn ask(&mut self, request: Request) {
-        let _ = self.requests.send(request);
+    pub fn has_room(&self) -> bool {
+        self.waiting < Self::MOST_WAITING
+    }
+
+    /// Asks for a region. False: the thread is gone.
+    pub fn ask(&mut self, request: Request) -> bool {
+        let sent = self.requests.send(request).is_ok();
+        self.waiting += usize::from(sent);
+        sent
     }
 
     /// What has been compiled meanwhile.
     pub fn finished(&mut self) -> Option<Finished> {
-        self.finished.try_recv().ok()
+        let finished = self.finished.try_recv().ok()?;
+        self.waiting = self.waiting.saturating_sub(1);
+        Some(finished)
     }
 }

@@ -11,7 +11,7 @@ use trimaran_cpu::blocks::BlockKey;
 use trimaran_cpu::translate::MappingChange;
 
 /// A slot by the region it belongs to and its number there.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct SlotName {
     pub owner: u32,
     pub number: u32,
@@ -22,12 +22,6 @@ impl SlotName {
     pub fn of(slot: &Slot) -> Self {
         SlotName { owner: slot.owner, number: slot.number }
     }
-}
-
-/// A far link that was made since the mapping last changed.
-struct Far {
-    slot: SlotName,
-    address: u64,
 }
 
 const GRAIN: u64 = MappingChange::GRAIN;
@@ -61,6 +55,11 @@ impl JumpTable {
         let at = jump_index(address);
         self.entries[at] = JumpEntry { tag: address ^ self.salt(), code };
         self.pages.insert(address & !(GRAIN - 1));
+        if self.pages.len() > JUMP_ENTRIES {
+            // Most of these entries were replaced long ago.
+            let salt = self.salt();
+            self.pages = self.entries.iter().map(|e| (e.tag ^ salt) & !(GRAIN - 1)).collect();
+        }
         if !global && self.local.len() <= Self::MOST_LOCAL {
             self.local.push(at as u16);
         }
@@ -101,15 +100,15 @@ impl JumpTable {
 
 /// The links that depend on the mapping.
 pub struct Links {
-    /// Links to pages that are not global, and to such that are.
-    local: Vec<Far>,
-    global: Vec<Far>,
+    /// Far links and the addresses they were made for: to pages that are not global, and to such that are.
+    local: FxHashMap<SlotName, u64>,
+    global: FxHashMap<SlotName, u64>,
     tables: FxHashMap<BlockKey, JumpTable>,
 }
 
 impl Links {
     pub fn new() -> Self {
-        Links { local: Vec::new(), global: Vec::new(), tables: FxHashMap::default() }
+        Links { local: FxHashMap::default(), global: FxHashMap::default(), tables: FxHashMap::default() }
     }
 
     /// Address and salt of the jump table for code of a key.
@@ -135,20 +134,21 @@ impl Links {
     /// Notes a link that depends on where `address` is mapped.
     pub fn note_far(&mut self, slot: SlotName, address: u64, global: bool) {
         let list = if global { &mut self.global } else { &mut self.local };
-        list.push(Far { slot, address });
+        list.insert(slot, address);
     }
 
     /// Forgets what a change of the mapping makes doubtful. `cut` is called with each slot to be cut and the address
     /// that it was linked for.
     pub fn mapping_changed(&mut self, change: &MappingChange, mut cut: impl FnMut(SlotName, u64)) {
-        let mut cut_all = |list: &mut Vec<Far>| list.drain(..).for_each(|far| cut(far.slot, far.address));
+        let mut cut_all =
+            |list: &mut FxHashMap<SlotName, u64>| list.drain().for_each(|(slot, address)| cut(slot, address));
         match change {
             MappingChange::None => {}
             MappingChange::Pages(pages) => {
                 self.tables.values_mut().for_each(|t| pages.iter().for_each(|&page| t.drop_page(page)));
                 for list in [&mut self.local, &mut self.global] {
-                    let stale = |far: &mut Far| pages.contains(&(far.address & !(GRAIN - 1)));
-                    list.extract_if(.., stale).for_each(|far| cut(far.slot, far.address));
+                    let stale = |_: &SlotName, address: &mut u64| pages.contains(&(*address & !(GRAIN - 1)));
+                    list.extract_if(stale).for_each(|(slot, address)| cut(slot, address));
                 }
             }
             MappingChange::NotGlobal => {

@@ -9,6 +9,8 @@ use crate::runtime;
 /// Puts the stubs into the buffer's memory; returns all addresses that code wants.
 pub fn install(buffer: &mut CodeBuffer) -> Option<Runtime> {
     let mut put = |code: &[u8]| {
+        // What could not be assembled is empty, and must not be entered.
+        (!code.is_empty()).then_some(())?;
         buffer.reserve(code.len())?;
         let at = buffer.put(code);
         Some(buffer.address(at))

@@ -17,7 +17,7 @@ use crate::region::{Limits, Region};
 use crate::runtime::collect_float_flags;
 use crate::stats::Stats;
 use crate::stubs;
-use rustc_hash::FxHashMap;
+use rustc_hash::{FxHashMap, FxHashSet};
 use std::any::Any;
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -31,6 +31,8 @@ use trimaran_cpu::translate::{MappingChange, Translator};
 
 /// A block that no back end can translate, in [`trimaran_cpu::blocks::Block::translation`].
 const REFUSED: u32 = NONE - 1;
+/// A block whose first translation is being made in the background.
+const ASKED: u32 = NONE - 2;
 
 /// A trace for the emitter.
 const TRACE: Limits = Limits { blocks: 24, insns: 120, trace: true };
@@ -47,7 +49,7 @@ struct Live {
     entry: usize,
     slots: Arc<[Slot]>,
     /// Slots that were linked to it at some time.
-    incoming: Vec<SlotName>,
+    incoming: FxHashSet<SlotName>,
     /// Where it was put into its key's jump table.
     jumps: Vec<u16>,
     counter: Box<u32>,
@@ -131,7 +133,7 @@ impl Translations {
     fn translation(&mut self, v: &mut Vcpu, index: u32) -> Option<u32> {
         let block = v.block_mut(index)?;
         let known = block.translation;
-        if known == REFUSED {
+        if matches!(known, REFUSED | ASKED) {
             return None;
         }
         if let Some(Some(live)) = self.live.get(known as usize) {
@@ -172,9 +174,13 @@ impl Translations {
         };
         let region = Arc::new(region);
         if !emit && self.background.is_some() {
-            // Not asked for twice while it is being made.
-            v.block_mut(index)?.heat = 0;
-            self.ask_background(v, region, index);
+            let asked = self.ask_background(v, region, index);
+            let block = v.block_mut(index)?;
+            if asked {
+                block.translation = ASKED;
+            } else {
+                block.heat = 0;
+            }
             return None;
         }
         let id = self.new_id();
@@ -261,7 +267,7 @@ impl Translations {
             map.add(entry, code.bytes.len(), rip, counted);
         }
         v.block_mut(block)?.translation = id;
-        let (incoming, jumps) = (Vec::new(), Vec::new());
+        let (incoming, jumps) = (FxHashSet::default(), Vec::new());
         self.live[id as usize] = Some(Live {
             region,
             block,
@@ -337,7 +343,7 @@ impl Translations {
         let address = v.state.gpr[gpr::RIP];
         let Some(Some(target)) = self.live.get_mut(id as usize) else { return };
         let (entry, page, crosses) = (target.entry as u64, target.region.page, target.region.page2 != NONE);
-        target.incoming.push(name);
+        target.incoming.insert(name);
         let Some(Some(from)) = self.live.get(name.owner as usize) else { return };
         let far = crosses || from.region.page2 != NONE || from.region.page != page;
         let Some(slot) = from.slots.get(name.number as usize) else { return };
@@ -372,23 +378,33 @@ impl Translations {
         });
     }
 
-    fn ask_background(&mut self, v: &Vcpu, region: Arc<Region>, block: u32) {
-        if self.background.is_none() {
-            return;
+    /// False: the background has enough to do, or does not exist.
+    fn ask_background(&mut self, v: &Vcpu, region: Arc<Region>, block: u32) -> bool {
+        if !self.background.as_ref().is_some_and(Background::has_room) {
+            return false;
         }
+        let Some(runtime) = self.memory.as_ref().map(|m| m.runtime) else { return false };
         let id = self.new_id();
         let slots = self.new_slots(&region, id);
-        let Some(runtime) = self.memory.as_ref().map(|m| m.runtime) else { return };
-        if let Some(background) = &mut self.background {
-            let clears = v.blocks_cleared();
-            background.ask(Request { region, block, clears, id, slots, runtime });
+        let clears = v.blocks_cleared();
+        let request = Request { region, block, clears, id, slots, runtime };
+        let asked = self.background.as_mut().is_some_and(|b| b.ask(request));
+        if !asked {
+            self.free.push(id);
         }
+        asked
     }
 
     /// Puts in what the background has made meanwhile.
     fn take_finished(&mut self, v: &mut Vcpu) {
         while let Some(done) = self.background.as_mut().and_then(Background::finished) {
             let Request { region, block, clears, id, slots, .. } = done.request;
+            if v.blocks_cleared() == clears
+                && let Some(b) = v.block_mut(block)
+                && b.translation == ASKED
+            {
+                b.translation = if done.code.is_ok() { NONE } else { REFUSED };
+            }
             let fresh = |b: &trimaran_cpu::blocks::Block| {
                 b.page == region.page && b.generation == region.generation && b.key == region.key
             };
@@ -420,8 +436,13 @@ impl Translations {
         let Some(block) = v.next_block() else { return };
         let id = v.block(block).map_or(NONE, |b| b.translation);
         let Some(Some(live)) = self.live.get_mut(id as usize) else { return };
+        let room = self.background.as_ref().is_some_and(Background::has_room);
+        let again = if room { u32::MAX } else { self.options.hot };
         // SAFETY: no code runs; the counter is read afresh at the next entry.
-        unsafe { (&raw mut *live.counter).write_volatile(u32::MAX) };
+        unsafe { (&raw mut *live.counter).write_volatile(again) };
+        if !room {
+            return;
+        }
         let region = Region::form(v, block, rip, LOOPS);
         if let Some(region) = region
             && v.blocks_cleared() == clears

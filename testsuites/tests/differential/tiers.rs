@@ -47,3 +47,29 @@ fn a_linked_region_becomes_hot() {
         assert_eq!((register(&mut m, gpr::RDX), register(&mut m, gpr::RDI)), (n, n * 5), "{name}");
     }
 }
+
+/// A block that is warm is asked for once, however often it runs while the background compiles it.
+#[test]
+fn the_background_is_asked_once() {
+    let options = trimaran_testsuites::engine::options("jit-cranelift").expect("a tier");
+    let factory =
+        trimaran_jit::Jit { options: trimaran_jit::JitOptions { warm: 2, foreground: false, ..options } };
+    let mut m = machine(&factory, 1);
+    write(&m, at::CODE, &|a| {
+        let mut head = a.create_label();
+        a.mov(ecx, 400_000)?;
+        a.set_label(&mut head)?;
+        a.add(rax, rcx)?;
+        a.dec(ecx)?;
+        a.jne(head)?;
+        a.hlt()
+    });
+    while m.engine.run(2_000) == Stop::Budget {
+        std::thread::sleep(Duration::from_micros(200));
+    }
+    let report = m.engine.describe_translator();
+    let made = report
+        .lines()
+        .find_map(|l| l.trim().strip_prefix("cranelift: ")?.split(' ').next()?.parse::<u64>().ok());
+    assert!(made.is_some_and(|n| (1..=4).contains(&n)), "{report}");
+}
