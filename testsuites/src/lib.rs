@@ -10,3 +10,4 @@ pub mod moo;
 pub mod silicon;
 pub mod sst286;
 pub mod system;
+pub mod workbench;

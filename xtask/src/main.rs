@@ -48,6 +48,11 @@ enum Task {
 enum Bench {
     /// Real programs in a Debian guest: Trimaran, QEMU's TCG, and natively, in one table
     Guests(bench::Options),
+    /// Single parts of processor and translator: decoding, translating, the TLB, transitions
+    Parts {
+        /// Only measurements whose name contains this
+        only: Option<String>,
+    },
 }
 
 fn main() -> Result<()> {
@@ -58,6 +63,7 @@ fn main() -> Result<()> {
             cargo(&root, &["clippy", "--workspace", "--all-targets", "--", "-D", "warnings"], &[])
         }
         Task::Bench { what: Bench::Guests(options) } => bench::guests(&root, &options),
+        Task::Bench { what: Bench::Parts { only } } => bench::parts(&root, only.as_deref()),
         Task::Bless => cargo(
             &root,
             &["test", "-p", "trimaran-jit", "--test", "regions"],
@@ -172,6 +178,11 @@ fn cargo(root: &Path, arguments: &[&str], env: &[(String, String)]) -> Result<()
         bail!("cargo {} failed", arguments.join(" "));
     }
     Ok(())
+}
+
+/// Where cargo builds.
+fn target(root: &Path) -> PathBuf {
+    std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| root.join("target"), |t| root.join(t))
 }
 
 fn root() -> Result<PathBuf> {

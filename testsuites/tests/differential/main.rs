@@ -3,10 +3,11 @@
 // A program of one instruction reads as the longer ones do.
 #![allow(clippy::redundant_closure_for_method_calls)]
 
-mod bench;
 mod cache;
 mod events;
 mod mapping;
 mod modification;
 mod random;
 mod tiers;
+
+use trimaran_testsuites::workbench as bench;

@@ -1,9 +1,10 @@
-//! `cargo x bench guests`: real programs in a Debian guest under Trimaran and under QEMU's TCG, and natively.
+//! `cargo x bench`: single parts, and real programs in a Debian guest under Trimaran and under QEMU's TCG, and natively.
 
 mod column;
 mod data;
 mod features;
 mod packages;
+mod parts;
 mod programs;
 mod qemu;
 mod report;
@@ -12,6 +13,7 @@ mod tree;
 use anyhow::{Context, Result, bail};
 use clap::Args;
 use column::{Column, Results};
+pub use parts::parts;
 use std::path::{Path, PathBuf};
 
 #[derive(Args)]
@@ -109,6 +111,5 @@ fn prepare(root: &Path, folder: &Path, options: &Options) -> Result<Job> {
 
 fn build(root: &Path) -> Result<PathBuf> {
     crate::cargo(root, &["build", "--release", "--package", "trimaran"], &[])?;
-    let target = std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| root.join("target"), |t| root.join(t));
-    Ok(target.join("release/trimaran"))
+    Ok(crate::target(root).join("release/trimaran"))
 }

@@ -58,7 +58,8 @@ fn output(command: &mut Command) -> String {
     command.output().map(|out| String::from_utf8_lossy(&out.stdout).trim().to_owned()).unwrap_or_default()
 }
 
-fn host_cpu() -> String {
+/// The host's processor.
+pub fn host_cpu() -> String {
     let text = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
     let name = text.lines().find_map(|line| line.strip_prefix("model name")?.split_once(": "));
     name.map_or_else(|| "unknown".into(), |(_, name)| name.to_owned())

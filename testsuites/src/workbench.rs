@@ -1,17 +1,19 @@
-//! One small 64-bit program on every engine: each must end in the state that the interpreter ends in.
+//! Small 64-bit programs on a [`Machine`], for tests and measurements: on one engine, or on every one, each of which
+//! must end in the state that the interpreter ends in.
 
+use crate::differential::TIERS;
+use crate::differential::compare;
+use crate::differential::kernel::{Mode, World, at};
+use crate::engine::{eager, named};
+use crate::flat::{FlatBus, Machine};
 use iced_x86::IcedError;
 use iced_x86::code_asm::CodeAssembler;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use trimaran_cpu::engine::{Engine, EngineFactory, Stop};
-use trimaran_cpu::shared::attention;
+use trimaran_cpu::ram::Ram;
+use trimaran_cpu::shared::{CodeFence, attention};
 use trimaran_cpu::state::{Activity, CpuState, gpr};
-use trimaran_testsuites::differential::TIERS;
-use trimaran_testsuites::differential::compare;
-use trimaran_testsuites::differential::kernel::{Mode, World, at};
-use trimaran_testsuites::engine::{eager, named};
-use trimaran_testsuites::flat::Machine;
 
 pub const WORLD: World = World {
     mode: Mode::Long,
@@ -134,9 +136,9 @@ pub fn until_halted(m: &mut Machine, what: &str, meanwhile: impl FnOnce(&Shared)
 
 /// What a test's thread may touch while processors run.
 pub struct Shared {
-    pub ram: Arc<trimaran_cpu::ram::Ram>,
-    pub bus: Arc<trimaran_testsuites::flat::FlatBus>,
-    pub fence: Arc<trimaran_cpu::shared::CodeFence>,
+    pub ram: Arc<Ram>,
+    pub bus: Arc<FlatBus>,
+    pub fence: Arc<CodeFence>,
 }
 
 /// A quadword of RAM.
