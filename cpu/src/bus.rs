@@ -10,6 +10,17 @@ pub enum Page {
     Mmio,
 }
 
+/// Physical addresses, in whole pages, at which a processor outside SMM finds RAM or ROM.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct MemoryRange {
+    pub start: u64,
+    pub len: u64,
+    /// Offset of the first byte in [`crate::ram::Ram`].
+    pub offset: u64,
+    /// Writes go to RAM, not to [`Bus::mmio_write`].
+    pub writable: bool,
+}
+
 /// A machine-specific register access that the machine refuses: #GP(0).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct GeneralProtection;
@@ -19,6 +30,11 @@ pub struct GeneralProtection;
 pub trait Bus: Send + Sync {
     /// What answers at the page of `address` (A20 already applied). `smm`: seen by a processor in SMM.
     fn page(&self, address: u64, smm: bool) -> Page;
+    /// All that [`Bus::page`] calls RAM outside SMM, in ascending order without overlaps, for engines that give the
+    /// host's processor a map. [`crate::shared::attention::REMAP`] tells of changes.
+    fn memory_ranges(&self) -> Vec<MemoryRange> {
+        Vec::new()
+    }
     fn mmio_read(&self, cpu: usize, address: u64, size: u8) -> u64;
     fn mmio_write(&self, cpu: usize, address: u64, size: u8, value: u64);
     fn port_read(&self, cpu: usize, port: u16, size: u8) -> u32;

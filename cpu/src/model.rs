@@ -28,6 +28,8 @@ pub struct Model {
     pub signature: u32,
     pub brand: &'static str,
     pub features: Features,
+    /// Ticks of the time-stamp counter in a millisecond. Fixed when the machine starts.
+    pub tsc_khz: u32,
 }
 
 /// Bits of leaf 1 ECX.
@@ -246,6 +248,7 @@ const X86_64_V2: Model = Model {
         ext1_edx: ext1::SYSCALL | ext1::NX | ext1::PAGE1GB | ext1::RDTSCP | ext1::LM,
         xsave_eax: 1,
     },
+    tsc_khz: 1_000_000,
 };
 
 impl Model {

@@ -1,15 +1,16 @@
 //! What other threads may touch of a vCPU: its attention word, and the code-mark handshake.
 //!
 //! An engine looks at the attention word at every block entry. Whoever raises a bit also wakes the vCPU's
-//! thread if it sleeps (the machine does that).
+//! thread if it sleeps (the machine does that). An engine that hands the vCPU to the host's processor cannot look:
+//! it says that it is *away*, and raising a bit kicks it back.
 //!
 //! Code marks under SMP: before a vCPU trusts bytes that it decoded from a page without a mark, every other
 //! vCPU must have dropped its write entries for that page. [`CodeFence`] does it: the decoder raises
 //! [`attention::DROP_WRITES`] at all others and waits until each has answered or is parked (not executing
 //! guest code; it drops its write entries before it goes on).
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, Ordering::*};
+use std::sync::{Arc, Mutex, PoisonError};
 
 /// Bits of the attention word.
 pub mod attention {
@@ -42,11 +43,32 @@ pub struct VcpuShared {
     /// Not executing guest code.
     pub parked: AtomicBool,
     fence_answered: AtomicU64,
+    away: AtomicBool,
+    kick: Mutex<Option<Box<dyn Kick>>>,
+}
+
+/// Brings a vCPU back that runs where it cannot look at its attention word.
+pub trait Kick: Send {
+    /// Must have the vCPU's thread look at the word soon, even if it is only about to go away.
+    fn kick(&self);
 }
 
 impl VcpuShared {
     pub fn raise(&self, bits: u32) {
-        self.attention.fetch_or(bits, AcqRel);
+        self.attention.fetch_or(bits, SeqCst);
+        if self.away.load(SeqCst)
+            && let Some(kick) = &*self.kick.lock().unwrap_or_else(PoisonError::into_inner)
+        {
+            kick.kick();
+        }
+    }
+    /// How to reach the vCPU while it is away; None before that way ends.
+    pub fn set_kick(&self, kick: Option<Box<dyn Kick>>) {
+        *self.kick.lock().unwrap_or_else(PoisonError::into_inner) = kick;
+    }
+    /// The vCPU's thread goes where it cannot look at the word, or is back. It must look between the two.
+    pub fn set_away(&self, away: bool) {
+        self.away.store(away, SeqCst);
     }
     pub fn clear(&self, bits: u32) {
         self.attention.fetch_and(!bits, AcqRel);

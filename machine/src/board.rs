@@ -29,6 +29,8 @@ use trimaran_devices::pci_config::ConfigAddress;
 pub struct BoardConfig {
     pub cpus: usize,
     pub deterministic: bool,
+    /// Of the processors' model.
+    pub tsc_khz: u32,
     pub debug_exit: Option<u16>,
     /// The ROM's image; empty without firmware.
     pub firmware: Vec<u8>,
@@ -51,6 +53,7 @@ pub struct Board {
     pub smm: Box<[AtomicBool]>,
     /// HPET timers 0 and 1 stand in for the 8254 and the RTC.
     pub legacy_route: AtomicBool,
+    pub(crate) tsc_khz: u32,
     queue: Mutex<VecDeque<Posted>>,
     pub(crate) wires: Mutex<Wires>,
     firmware: Vec<u8>,
@@ -82,10 +85,12 @@ impl Board {
             random: Mutex::new(Random::new(config.deterministic)),
             smm: (0..config.cpus).map(|_| AtomicBool::new(false)).collect(),
             legacy_route: AtomicBool::new(false),
+            tsc_khz: config.tsc_khz,
             queue: Mutex::default(),
             wires: Mutex::default(),
             firmware: config.firmware,
         });
+        board.chips.lapics.iter().for_each(|slot| slot.lock().set_tsc_frequency(config.tsc_khz));
         board.load_rom();
         board.remap();
         board

@@ -4,9 +4,11 @@ use crate::board::Board;
 use crate::chips::{ChipId, locked};
 use crate::memory_map::Target;
 use std::sync::atomic::Ordering::*;
-use trimaran_cpu::bus::{Bus, GeneralProtection, Page};
+use trimaran_cpu::bus::{Bus, GeneralProtection, MemoryRange, Page};
 use trimaran_devices::chip::{PCI_CONFIG, open_bus};
-use trimaran_devices::lapic::{self, IA32_APIC_BASE, IA32_TSC_DEADLINE, Lapic, X2APIC_FIRST, X2APIC_LAST};
+use trimaran_devices::lapic::{
+    self, IA32_APIC_BASE, IA32_TSC_DEADLINE, Lapic, X2APIC_FIRST, X2APIC_LAST, tsc_ticks,
+};
 use trimaran_devices::pci_config::{CONFIG_ADDRESS, CONFIG_DATA};
 use trimaran_devices::pic::Pic;
 
@@ -116,6 +118,10 @@ impl Bus for Board {
         self.memory.page(address, smm)
     }
 
+    fn memory_ranges(&self) -> Vec<MemoryRange> {
+        self.memory.ram_ranges()
+    }
+
     fn mmio_read(&self, cpu: usize, address: u64, size: u8) -> u64 {
         let ram = |offset| {
             let mut bytes = [0xFF; 8];
@@ -172,7 +178,7 @@ impl Bus for Board {
     }
 
     fn clock(&self, _cpu: usize) -> u64 {
-        self.clock.now()
+        tsc_ticks(self.clock.now(), self.tsc_khz)
     }
 
     fn read_apic_msr(&self, cpu: usize, index: u32) -> Option<Result<u64, GeneralProtection>> {

@@ -121,6 +121,7 @@ impl Machine {
         let board_config = BoardConfig {
             cpus: config.cpus,
             deterministic: config.deterministic,
+            tsc_khz: config.model.tsc_khz,
             debug_exit: config.debug_exit,
             firmware,
             consoles: Consoles::new(config.sinks)?,

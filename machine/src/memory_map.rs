@@ -7,7 +7,7 @@ use crate::chips::ChipId;
 use crate::layout::{CHIP_WINDOW, HIGH_RAM, HPET, IOAPIC, ONE_MIB, VIDEO_RAM};
 use crate::memory::{Blocks, VIDEO_MEMORY};
 use std::sync::{Arc, PoisonError, RwLock};
-use trimaran_cpu::bus::Page;
+use trimaran_cpu::bus::{MemoryRange, Page};
 use trimaran_cpu::ram::{PAGE, Ram};
 use trimaran_devices::chip::Dma;
 use trimaran_devices::i440fx::{Pam, Smram};
@@ -202,6 +202,28 @@ impl MemoryMap {
         }
     }
 
+    /// All RAM and ROM outside SMM.
+    pub fn ram_ranges(&self) -> Vec<MemoryRange> {
+        let maps = self.maps.read().unwrap_or_else(PoisonError::into_inner);
+        let mut out: Vec<MemoryRange> = Vec::new();
+        for range in &maps.normal.0 {
+            let Target::Ram { delta, writable } = range.target else { continue };
+            let (start, len, offset) =
+                (range.start, range.end - range.start, range.start.wrapping_add(delta));
+            match out.last_mut() {
+                Some(last)
+                    if last.start + last.len == start
+                        && last.offset + last.len == offset
+                        && last.writable == writable =>
+                {
+                    last.len += len;
+                }
+                _ => out.push(MemoryRange { start, len, offset, writable }),
+            }
+        }
+        out
+    }
+
     /// Text for the monitor.
     pub fn describe(&self) -> String {
         let maps = self.maps.read().unwrap_or_else(PoisonError::into_inner);
@@ -298,6 +320,25 @@ mod tests {
         read_only.write(0xC_0000, &[7]);
         read_only.ram.read(0xC_0000, &mut now);
         assert_eq!(now[0], 0);
+    }
+
+    #[test]
+    fn ranges_of_ram_are_joined_and_agree_with_pages() {
+        let map = map(Pam { read_ram: true, write_ram: true }, CLOSED);
+        let ranges = map.ram_ranges();
+        let begins = ranges.iter().map(|r| (r.start, r.len, r.writable)).collect::<Vec<_>>();
+        assert_eq!(
+            begins,
+            [(0, 0xA_0000, true), (0xC_0000, 0xF4_0000, true), (0xFFFC_0000, 0x4_0000, false)]
+        );
+        for page in (0..FOUR_GIB).step_by(0x1000) {
+            let range = ranges.iter().find(|r| (r.start..r.start + r.len).contains(&page));
+            let expected = range.map_or(Page::Mmio, |r| Page::Ram {
+                offset: page - r.start + r.offset,
+                writable: r.writable,
+            });
+            assert_eq!(map.page(page, false), expected, "{page:#x}");
+        }
     }
 
     #[test]

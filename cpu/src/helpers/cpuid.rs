@@ -79,9 +79,9 @@ impl Vcpu {
                 1 => [f.xsave_eax, 0, 0, 0],
                 _ => [0; 4],
             },
-            // TSC = 1 GHz crystal; processor base frequency.
-            0x15 => [1, 1, 1_000_000_000, 0],
-            0x16 => [1000, 1000, 1000, 0],
+            // The crystal of 1 GHz drives the APIC timer; the TSC is this part of it.
+            0x15 => [1_000_000, m.tsc_khz, 1_000_000_000, 0],
+            0x16 => [m.tsc_khz / 1000, m.tsc_khz / 1000, 1000, 0],
             0x4000_0000 => {
                 let mut w = words(b"TrimaranTrim");
                 let mut next = || w.next().unwrap_or(0);

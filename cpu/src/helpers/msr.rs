@@ -78,7 +78,7 @@ impl Vcpu {
     }
 
     /// RDMSR; None: #GP(0).
-    fn read_msr(&mut self, msr: u32) -> Option<u64> {
+    pub fn read_msr(&mut self, msr: u32) -> Option<u64> {
         use index::*;
         if let Some(answer) = self.bus.read_apic_msr(self.id, msr) {
             return answer.ok();
@@ -129,7 +129,7 @@ impl Vcpu {
     }
 
     /// WRMSR; false: #GP(0).
-    fn write_msr(&mut self, msr: u32, value: u64) -> bool {
+    pub fn write_msr(&mut self, msr: u32, value: u64) -> bool {
         use index::*;
         if let Some(answer) = self.bus.write_apic_msr(self.id, msr, value) {
             return answer.is_ok();

@@ -11,6 +11,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::chip::{Chip, Cx, Nanos, StateError, decode, encode, open_bus};
 pub use msr::{GeneralProtection, IA32_APIC_BASE, IA32_TSC_DEADLINE, X2APIC_FIRST, X2APIC_LAST};
+pub use timer::tsc_ticks;
 
 /// Window of the xAPIC registers: 4 KiB at the address in IA32_APIC_BASE.
 pub const XAPIC: u8 = 0;
@@ -150,13 +151,19 @@ impl State {
 /// The local APIC of one processor.
 pub struct Lapic {
     id: u32,
+    tsc_khz: u32,
     state: State,
 }
 
 impl Lapic {
-    /// `id` is the initial APIC ID; `bootstrap` sets the BSP flag.
+    /// `id` is the initial APIC ID; `bootstrap` sets the BSP flag. The TSC counts nanoseconds.
     pub fn new(id: u32, bootstrap: bool) -> Self {
-        Lapic { id, state: State::new(id, bootstrap) }
+        Lapic { id, tsc_khz: 1_000_000, state: State::new(id, bootstrap) }
+    }
+
+    /// The processor's TSC has `khz` ticks a millisecond (not 0). Call before the timer is used.
+    pub fn set_tsc_frequency(&mut self, khz: u32) {
+        self.tsc_khz = khz.max(1);
     }
 
     /// IA32_APIC_BASE.EN.

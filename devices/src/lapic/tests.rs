@@ -90,6 +90,12 @@ fn tsc_deadline() {
     bench.write(XAPIC, 0xB0, 4, 0);
     let _ = write_msr(&mut bench, IA32_TSC_DEADLINE, 1);
     assert!(bench.level(INTR), "a deadline in the past fires at once");
+
+    let mut fast = enabled();
+    fast.chip.set_tsc_frequency(2_500_000);
+    fast.write(XAPIC, 0x320, 4, 0x4_0041);
+    let _ = write_msr(&mut fast, IA32_TSC_DEADLINE, 5_001);
+    assert_eq!(fast.chip.next_event(), Some(2_001), "never before the TSC is there");
 }
 
 #[test]

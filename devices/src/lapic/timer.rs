@@ -1,4 +1,4 @@
-//! The APIC timer (SDM Vol. 3, "APIC Timer"): one-shot, periodic, TSC-deadline. The TSC counts nanoseconds.
+//! The APIC timer (SDM Vol. 3, "APIC Timer"): one-shot, periodic, TSC-deadline.
 
 use super::{Lapic, Lvt};
 use crate::chip::{Cx, Nanos};
@@ -10,6 +10,11 @@ const TSC_DEADLINE: u32 = 2;
 
 /// Least time between two periodic interrupts: faster ones would be lost in each other anyway.
 const LEAST_PERIOD: Nanos = 1_000;
+
+/// Ticks of a TSC of `khz` in a time.
+pub fn tsc_ticks(time: Nanos, khz: u32) -> u64 {
+    (u128::from(time) * u128::from(khz) / 1_000_000) as u64
+}
 
 impl Lapic {
     pub(super) fn timer_mode(&self) -> u32 {
@@ -33,10 +38,10 @@ impl Lapic {
 
     /// The processor's TSC.
     fn tsc(&self, now: Nanos) -> u64 {
-        now.wrapping_add(self.state.tsc_offset)
+        tsc_ticks(now, self.tsc_khz).wrapping_add(self.state.tsc_offset)
     }
 
-    /// What is added to virtual time to give the TSC (IA32_TSC and IA32_TSC_ADJUST writes).
+    /// What is added to the ticks of virtual time to give the TSC (IA32_TSC and IA32_TSC_ADJUST writes).
     pub fn set_tsc_offset(&mut self, cx: &mut Cx, offset: u64) {
         self.sync(cx);
         self.state.tsc_offset = offset;
@@ -65,7 +70,8 @@ impl Lapic {
 
     fn arm_deadline(&mut self, now: Nanos) {
         let deadline = self.state.tsc_deadline;
-        let wait = deadline.saturating_sub(self.tsc(now));
+        let ticks = u128::from(deadline.saturating_sub(self.tsc(now)));
+        let wait = (ticks * 1_000_000).div_ceil(u128::from(self.tsc_khz)).try_into().unwrap_or(Nanos::MAX);
         self.state.timer_next = (deadline != 0).then(|| now.saturating_add(wait));
     }
 
