@@ -1,5 +1,6 @@
 //! What a machine sees of an engine: something that runs one vCPU.
 
+use crate::model::Model;
 use crate::state::CpuState;
 use crate::vcpu::{Counters, Vcpu, VcpuConfig};
 
@@ -14,6 +15,8 @@ pub enum Stop {
     Halted,
     /// Triple fault: only a reset helps.
     Shutdown,
+    /// The next instruction stands at an address that [`Engine::stop_at`] named.
+    Point,
 }
 
 /// An engine for one vCPU. Lives on that vCPU's thread.
@@ -34,12 +37,34 @@ pub trait Engine: Send {
     fn describe_translator(&self) -> String {
         String::new()
     }
+    /// Has `run` return [`Stop::Point`] before the instructions at these linear addresses. Addresses are added before
+    /// the first `run` only; they can be taken away at any time. An error says why this engine cannot do it.
+    fn stop_at(&mut self, addresses: &[u64]) -> Result<(), String> {
+        if addresses.is_empty() { Ok(()) } else { Err("it cannot stop at addresses".into()) }
+    }
+}
+
+/// What an engine is asked to run: a new machine, or one that another engine has run so far.
+pub struct Takeover<'a> {
+    pub model: &'a Model,
+    /// The machine's time is its count of instructions: the engine must stop at exact counts.
+    pub deterministic: bool,
+    /// The states of all vCPUs. A new machine's are those after RESET#, before any direct boot.
+    pub states: &'a [&'a CpuState],
+    /// It is asked to stop at a count of instructions.
+    pub counts: bool,
+    /// It is asked to stop at addresses.
+    pub points: bool,
 }
 
 /// Makes the engines of a machine.
 pub trait EngineFactory: Send + Sync {
     fn name(&self) -> &'static str;
     fn create(&self, config: VcpuConfig) -> Box<dyn Engine>;
+    /// Whether its engines can run this machine from here on. An error is the reason, for people.
+    fn accepts(&self, _machine: &Takeover) -> Result<(), String> {
+        Ok(())
+    }
 }
 
 /// The interpreter.
@@ -72,6 +97,10 @@ impl Engine for Vcpu {
     }
     fn name(&self) -> &'static str {
         "interp"
+    }
+    fn stop_at(&mut self, addresses: &[u64]) -> Result<(), String> {
+        self.stop_points = addresses.into();
+        Ok(())
     }
     fn describe_tlb(&self) -> String {
         use crate::tlb::Class;

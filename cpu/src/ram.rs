@@ -180,6 +180,11 @@ impl Ram {
         hit
     }
 
+    /// Forgets all code marks: nobody keeps decoded instructions any more, because all engines are new.
+    pub fn forget_code(&self) {
+        self.pages.iter().for_each(|page| page.granules.store(0, Release));
+    }
+
     /// The vCPUs of `fence` hear of overwritten instructions from now on.
     pub(crate) fn watch(&self, fence: &Arc<CodeFence>) {
         // All vCPUs of a machine bring the same.

@@ -48,6 +48,8 @@ impl Vcpu {
             self.fence.answer(self.id);
         }
         self.mode_may_have_changed();
+        // What the last run left pending comes before the first instruction.
+        self.stop_block = true;
         let stop = self.run_blocks(translator);
         self.shared.retired.store(self.state.retired, SeqCst);
         self.state.rflags = self.rflags();
@@ -88,13 +90,17 @@ impl Vcpu {
                 },
                 next => next,
             };
-            previous = if self.careful {
-                self.run_one(next)
-            } else if T::ACTIVE && translator.run(self, next) {
-                blocks::NONE
-            } else {
-                self.run_block(next)
-            };
+            if self.watchful {
+                if self.stop_points.contains(&address) {
+                    return Stop::Point;
+                }
+                if self.careful || self.near_stop_point(address) {
+                    previous = self.run_one(next);
+                    continue;
+                }
+            }
+            previous =
+                if T::ACTIVE && translator.run(self, next) { blocks::NONE } else { self.run_block(next) };
         }
     }
 
@@ -259,6 +265,12 @@ impl Vcpu {
             dr7 & 0xFF != 0 && (0..4).any(|n| dr7 >> (n * 2) & 3 != 0 && dr7 >> (16 + n * 4) & 3 == 0);
         self.careful =
             s.rflags.intersects(RFlags::TF | RFlags::RF) || s.shadow != Shadow::None || breakpoints;
+        self.watchful = self.careful || !self.stop_points.is_empty();
+    }
+
+    /// Whether a stop point stands on the page of `address`: no block of it runs as a whole, nor is translated.
+    pub(crate) fn near_stop_point(&self, address: u64) -> bool {
+        self.watchful && self.stop_points.iter().any(|point| (point ^ address) & !(PAGE - 1) == 0)
     }
 
     /// Instructions of the running block that have retired, the running one not among them.

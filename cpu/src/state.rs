@@ -422,6 +422,11 @@ impl CpuState {
     pub fn code64(&self) -> bool {
         self.long_mode() && self.seg[seg::CS].has(attr::L)
     }
+    /// Linear address of the next instruction.
+    pub fn code_address(&self) -> u64 {
+        let rip = self.gpr[gpr::RIP];
+        if self.code64() { rip } else { self.seg[seg::CS].base.wrapping_add(rip) & 0xFFFF_FFFF }
+    }
     pub fn iopl(&self) -> u8 {
         (self.rflags.bits() >> 12 & 3) as u8
     }

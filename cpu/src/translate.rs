@@ -284,10 +284,13 @@ impl Vcpu {
         !self.stop_block
     }
 
-    /// The block at RIP. None: the fetch faults; the interpreter's loop will see that too.
+    /// The block at RIP. None: the fetch faults, or a stop point is near; the interpreter's loop will see that too.
     pub fn next_block(&mut self) -> Option<u32> {
         let rip = self.state.gpr[gpr::RIP];
         let address = self.code_address(rip);
+        if self.near_stop_point(address) {
+            return None;
+        }
         match self.linked(NONE, address) {
             NONE => {
                 // The interpreter's loop fetches from devices, and just once.

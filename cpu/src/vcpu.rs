@@ -11,6 +11,7 @@ use crate::shared::{CodeFence, VcpuShared};
 use crate::state::{CpuState, RFlags, cr0, cr4, gpr, seg};
 use crate::tlb::{Class, Tlb};
 use crate::translate::{MappingChange, Translated};
+use std::ops::AddAssign;
 use std::sync::Arc;
 
 /// What a machine gives a new vCPU.
@@ -38,6 +39,23 @@ pub struct Counters {
     pub exceptions: u64,
     pub code_invalidations: u64,
     pub unimplemented: u64,
+}
+
+impl AddAssign for Counters {
+    fn add_assign(&mut self, other: Self) {
+        self.blocks_decoded += other.blocks_decoded;
+        self.insns_decoded += other.insns_decoded;
+        self.blocks_entered += other.blocks_entered;
+        self.jump_cache_misses += other.jump_cache_misses;
+        self.tlb_misses += other.tlb_misses;
+        self.tlb_flushes += other.tlb_flushes;
+        self.mmio += other.mmio;
+        self.port_io += other.port_io;
+        self.interrupts += other.interrupts;
+        self.exceptions += other.exceptions;
+        self.code_invalidations += other.code_invalidations;
+        self.unimplemented += other.unimplemented;
+    }
 }
 
 /// See the head of this file. Handlers work on it directly.
@@ -78,6 +96,10 @@ pub struct Vcpu {
     pub(crate) key: BlockKey,
     /// Instructions must run one at a time: TF, RF, an interrupt shadow, code breakpoints.
     pub(crate) careful: bool,
+    /// `careful`, or there are stop points: cheap to look at.
+    pub(crate) watchful: bool,
+    /// See [`crate::engine::Engine::stop_at`].
+    pub stop_points: Box<[u64]>,
     pub id: usize,
     pub model: Arc<Model>,
     pub ram: Arc<Ram>,
@@ -115,6 +137,8 @@ impl Vcpu {
             extra: 0,
             key: BlockKey::default(),
             careful: false,
+            watchful: false,
+            stop_points: Box::default(),
             id,
             model,
             ram,

@@ -114,6 +114,9 @@ impl Engine for JitEngine {
     fn name(&self) -> &'static str {
         "jit"
     }
+    fn stop_at(&mut self, addresses: &[u64]) -> Result<(), String> {
+        self.vcpu.stop_at(addresses)
+    }
     fn describe_tlb(&self) -> String {
         self.vcpu.describe_tlb()
     }

@@ -14,6 +14,7 @@ use crate::memory_map::{Decoding, MemoryMap};
 use crate::ports::PortMap;
 use crate::random::Random;
 use crate::timers::Timers;
+use crate::triggers::{SwitchAt, Triggers};
 use crate::wiring::Wires;
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicBool, Ordering::*};
@@ -35,6 +36,7 @@ pub struct BoardConfig {
     /// The ROM's image; empty without firmware.
     pub firmware: Vec<u8>,
     pub consoles: Consoles,
+    pub switches: Vec<SwitchAt>,
 }
 
 /// See the head of this file.
@@ -49,6 +51,7 @@ pub struct Board {
     pub consoles: Consoles,
     pub config_address: Mutex<ConfigAddress>,
     pub random: Mutex<Random>,
+    pub triggers: Triggers,
     /// Which vCPUs are in system management mode.
     pub smm: Box<[AtomicBool]>,
     /// HPET timers 0 and 1 stand in for the 8254 and the RTC.
@@ -83,6 +86,7 @@ impl Board {
             consoles: config.consoles,
             config_address: Mutex::default(),
             random: Mutex::new(Random::new(config.deterministic)),
+            triggers: Triggers::new(config.switches),
             smm: (0..config.cpus).map(|_| AtomicBool::new(false)).collect(),
             legacy_route: AtomicBool::new(false),
             tsc_khz: config.tsc_khz,

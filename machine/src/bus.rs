@@ -2,6 +2,7 @@
 
 use crate::board::Board;
 use crate::chips::{ChipId, locked};
+use crate::control::Request;
 use crate::memory_map::Target;
 use std::sync::atomic::Ordering::*;
 use trimaran_cpu::bus::{Bus, GeneralProtection, MemoryRange, Page};
@@ -38,6 +39,13 @@ impl Board {
                 self.settle();
             }
             _ => self.pump(id),
+        }
+    }
+
+    /// A processor accesses a port: a trigger may wait for that.
+    fn port_trigger(&self, port: u16, size: u8) {
+        if self.triggers.port(port, size) {
+            self.ask(Request::Switch);
         }
     }
 
@@ -155,10 +163,12 @@ impl Bus for Board {
     }
 
     fn port_read(&self, _cpu: usize, port: u16, size: u8) -> u32 {
+        self.port_trigger(port, size);
         self.read_port(port, size)
     }
 
     fn port_write(&self, _cpu: usize, port: u16, size: u8, value: u32) {
+        self.port_trigger(port, size);
         self.write_port(port, size, value);
     }
 

@@ -4,7 +4,9 @@ use crate::boot::{BootError, DirectBoot};
 use crate::consoles::{Console, Sink};
 use crate::firmware::BootDevice;
 use crate::media::MediaError;
+use crate::switch::OnSwitch;
 use crate::tables::TableError;
+use crate::triggers::SwitchAt;
 use std::sync::Arc;
 use trimaran_cpu::model::Model;
 use trimaran_devices::block::Medium;
@@ -42,6 +44,9 @@ pub struct MachineConfig {
     /// First port of isa-debug-exit.
     pub debug_exit: Option<u16>,
     pub sinks: Vec<(Console, Sink)>,
+    /// Changes of the engine that the guest sets off.
+    pub switches: Vec<SwitchAt>,
+    pub on_switch: Option<OnSwitch>,
 }
 
 impl Default for MachineConfig {
@@ -63,6 +68,8 @@ impl Default for MachineConfig {
             no_reboot: false,
             debug_exit: None,
             sinks: Vec::new(),
+            switches: Vec::new(),
+            on_switch: None,
         }
     }
 }
@@ -97,6 +104,8 @@ pub enum MachineError {
     Damaged(String),
     #[error("the saved state is damaged: {0}")]
     Chip(#[from] StateError),
+    #[error("the engine {engine} cannot run this machine: {reason}")]
+    Engine { engine: &'static str, reason: String },
     #[error("there is no {0}")]
     NoSuchDevice(String),
 }

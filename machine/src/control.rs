@@ -14,6 +14,8 @@ pub enum Request {
     Exit(i32),
     /// A processor met a triple fault.
     TripleFault,
+    /// Triggers have fired: see [`crate::triggers`].
+    Switch,
 }
 
 /// How a machine ended.

@@ -22,8 +22,10 @@ mod ports;
 mod random;
 mod snapshot;
 mod supervisor;
+mod switch;
 pub mod tables;
 mod timers;
+mod triggers;
 mod vcpus;
 mod wiring;
 
@@ -31,4 +33,6 @@ pub use config::{IdeDrive, MachineConfig, MachineError};
 pub use consoles::{Console, Sink};
 pub use control::Outcome;
 pub use machine::{Machine, Stats};
+pub use switch::{OnSwitch, SwitchReport};
+pub use triggers::{SwitchAt, Trigger};
 pub use trimaran_devices as devices;

@@ -125,13 +125,14 @@ impl Machine {
             debug_exit: config.debug_exit,
             firmware,
             consoles: Consoles::new(config.sinks)?,
+            switches: config.switches,
         };
         let board = Board::new(board_config, fitting, ram, blocks);
         let boot_order = &config.boot_order;
         let setup = Setup { memory: blocks.layout, cpus: hardware.cpus, floppies, disks, boot_order };
         firmware::fill_cmos(&mut board.chips.rtc.lock(), &setup);
 
-        let vcpus = Arc::new(Vcpus::new(&board, &**factory, &config.model));
+        let vcpus = Arc::new(Vcpus::new(&board, factory, &config.model));
         let core = Arc::new(Core {
             board,
             vcpus,
@@ -139,6 +140,7 @@ impl Machine {
             hardware,
             direct: config.direct,
             no_reboot: config.no_reboot,
+            on_switch: config.on_switch,
             gate: std::sync::Mutex::default(),
         });
         let mut machine =
@@ -151,6 +153,7 @@ impl Machine {
         let core = &self.core;
         // Stands until `start`.
         core.pause();
+        core.begin(&mut core.vcpus.engines())?;
         core.reset(&mut core.vcpus.engines())?;
         self.threads = core.vcpus.spawn(&core.board)?;
         let supervisor = core.clone();
@@ -310,18 +313,14 @@ impl Machine {
         Ok(())
     }
 
-    pub fn engine_name(&self) -> &'static str {
-        self.core.quiesce(|engines| engines.first().map_or("", |engine| engine.name()))
-    }
-
     /// Counts so far; the vCPUs stand for a moment.
     pub fn stats(&self) -> Stats {
         self.core.quiesce(|engines| Stats {
-            engine: engines.first().map_or("", |engine| engine.name()),
+            engine: self.engine_name(),
             instructions: engines.iter_mut().map(|engine| engine.state().retired).sum(),
             seconds: self.begun.elapsed().as_secs_f64(),
             nanoseconds: self.now(),
-            counters: engines.iter().map(|engine| engine.counters()).collect(),
+            counters: self.core.vcpus.counters(engines),
             translator: engines.iter().map(|engine| engine.describe_translator()).collect(),
         })
     }

@@ -6,10 +6,11 @@ use crate::chips::{NEVER, locked};
 use crate::config::MachineError;
 use crate::control::{Outcome, Request};
 use crate::direct;
+use crate::switch::OnSwitch;
 use crate::tables::Hardware;
 use crate::vcpus::{Engines, Vcpus};
 use std::sync::{Arc, Mutex};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use trimaran_cpu::model::Model;
 use trimaran_cpu::state::CpuState;
 
@@ -21,6 +22,7 @@ pub struct Core {
     pub hardware: Hardware,
     pub direct: Option<DirectBoot>,
     pub no_reboot: bool,
+    pub on_switch: Option<OnSwitch>,
     /// Held by whoever calls chips from outside of the guest.
     pub gate: Mutex<()>,
 }
@@ -120,12 +122,18 @@ impl Core {
             self.board.control.served(Some(outcome));
             return;
         }
-        self.quiesce(|engines| {
-            if let Err(e) = self.reset(engines) {
+        let begun = Instant::now();
+        let switches = self.quiesce(|engines| {
+            let resets = requests.iter().any(|&request| request != Request::Switch);
+            if resets && let Err(e) = self.reset(engines) {
                 tracing::error!("reset: {e}");
                 self.board.control.served(Some(Outcome::Reset));
             }
+            let switches = self.serve_triggers(engines);
             self.board.control.served(None);
+            switches
         });
+        let stood = begun.elapsed();
+        switches.into_iter().for_each(|served| served.tell(stood, self.on_switch.as_ref()));
     }
 }

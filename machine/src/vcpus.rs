@@ -9,12 +9,12 @@ use std::sync::atomic::{AtomicU64, Ordering::*};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::thread::{Builder, JoinHandle};
 use std::time::Duration;
-use trimaran_cpu::VcpuConfig;
 use trimaran_cpu::bus::Bus;
 use trimaran_cpu::engine::{Engine, EngineFactory, Stop};
 use trimaran_cpu::model::Model;
 use trimaran_cpu::shared::attention::{INIT, INTR, NMI, SIPI, SMI, STOP};
-use trimaran_cpu::state::{Activity, RFlags};
+use trimaran_cpu::state::{Activity, CpuState, RFlags};
+use trimaran_cpu::{Counters, VcpuConfig};
 
 /// Instructions that a vCPU runs before its thread looks around.
 const SLICE: u64 = 100_000_000;
@@ -47,6 +47,10 @@ impl Turn {
 /// The engines, and what the threads share.
 pub struct Vcpus {
     engines: Box<[Mutex<Box<dyn Engine>>]>,
+    /// Where the engines are from.
+    factory: Mutex<Arc<dyn EngineFactory>>,
+    /// What the engines before these have counted.
+    before: Mutex<Vec<Counters>>,
     pub turn: Mutex<Turn>,
     /// A deterministic machine stands when its clock reaches this.
     pub stop_at: AtomicU64,
@@ -56,14 +60,13 @@ pub struct Vcpus {
 pub type Engines<'a> = Vec<MutexGuard<'a, Box<dyn Engine>>>;
 
 impl Vcpus {
-    pub fn new(board: &Arc<Board>, factory: &dyn EngineFactory, model: &Arc<Model>) -> Self {
-        let engine = |id| {
-            let bus: Arc<dyn Bus> = board.clone();
-            let (ram, fence) = (board.memory.ram().clone(), board.fence.clone());
-            Mutex::new(factory.create(VcpuConfig { id, model: model.clone(), ram, bus, fence }))
-        };
+    pub fn new(board: &Arc<Board>, factory: &Arc<dyn EngineFactory>, model: &Arc<Model>) -> Self {
+        let count = board.chips.lapics.len();
+        let engine = |id| Mutex::new(factory.create(config(board, model, id)));
         Vcpus {
-            engines: (0..board.chips.lapics.len()).map(engine).collect(),
+            engines: (0..count).map(engine).collect(),
+            factory: Mutex::new(factory.clone()),
+            before: Mutex::new(vec![Counters::default(); count]),
             turn: Mutex::default(),
             stop_at: AtomicU64::new(NEVER),
         }
@@ -72,6 +75,24 @@ impl Vcpus {
     /// The engines; waits for those that run, so the vCPUs must have been paused.
     pub fn engines(&self) -> Engines<'_> {
         self.engines.iter().map(locked).collect()
+    }
+
+    pub fn factory(&self) -> Arc<dyn EngineFactory> {
+        locked(&self.factory).clone()
+    }
+
+    /// Other engines take the place of these: their counts are kept.
+    pub fn note_change(&self, engines: &Engines, factory: &Arc<dyn EngineFactory>) {
+        let mut before = locked(&self.before);
+        before.iter_mut().zip(engines).for_each(|(sum, engine)| *sum += engine.counters());
+        *locked(&self.factory) = factory.clone();
+    }
+
+    /// What all engines have counted, one a vCPU.
+    pub fn counters(&self, engines: &Engines) -> Vec<Counters> {
+        let mut sums = locked(&self.before).clone();
+        sums.iter_mut().zip(engines).for_each(|(sum, engine)| *sum += engine.counters());
+        sums
     }
 
     /// Starts the threads; they stand until the machine lets them go.
@@ -98,7 +119,8 @@ impl Vcpus {
     fn run_one(&self, board: &Board, n: usize) {
         while board.control.stand() {
             let mut engine = locked(&self.engines[n]);
-            match engine.run(SLICE) {
+            let Some(budget) = allowed(board, n, engine.state().retired) else { continue };
+            match engine.run(budget.min(SLICE)) {
                 Stop::Budget | Stop::Asked => {}
                 Stop::Halted => {
                     let state = engine.state();
@@ -114,6 +136,7 @@ impl Vcpus {
                     drop(engine);
                     board.ask(Request::TripleFault);
                 }
+                Stop::Point => at_point(board, engine.state()),
             }
         }
     }
@@ -181,12 +204,16 @@ impl Vcpus {
         let before = engine.state().retired;
         board.clock.begin_slice(turn.vcpu, before);
         board.control.set_current(turn.vcpu);
-        let budget = turn.left.min(until - now);
+        let Some(allowed) = allowed(board, turn.vcpu, before) else { return };
+        let budget = turn.left.min(until - now).min(allowed);
         board.timers.set_alarm(until);
         let stop = engine.run(budget);
         board.timers.set_alarm(0);
         let used = engine.state().retired.saturating_sub(before);
         let waits = engine.state().activity == Activity::MonitorWait;
+        if stop == Stop::Point {
+            at_point(board, engine.state());
+        }
         drop(engine);
         let mut shared_turn = locked(&self.turn);
         if waits && shared_turn.mwait_end == NEVER {
@@ -198,6 +225,30 @@ impl Vcpus {
             board.ask(Request::TripleFault);
         }
     }
+}
+
+pub(crate) fn config(board: &Arc<Board>, model: &Arc<Model>, id: usize) -> VcpuConfig {
+    let bus: Arc<dyn Bus> = board.clone();
+    let (ram, fence) = (board.memory.ram().clone(), board.fence.clone());
+    VcpuConfig { id, model: model.clone(), ram, bus, fence }
+}
+
+/// How many instructions a vCPU may run before a trigger fires; None: one has fired.
+fn allowed(board: &Board, vcpu: usize, retired: u64) -> Option<u64> {
+    if vcpu != 0 {
+        return Some(u64::MAX);
+    }
+    if board.triggers.count(retired) {
+        board.ask(Request::Switch);
+        return None;
+    }
+    Some(board.triggers.next_count().saturating_sub(retired))
+}
+
+/// A vCPU has stopped where a trigger waits for it.
+fn at_point(board: &Board, state: &CpuState) {
+    board.triggers.point(state.code_address());
+    board.ask(Request::Switch);
 }
 
 /// What wakes a vCPU that does not run.

@@ -55,6 +55,9 @@ impl Board {
                     _ => Console::Debug,
                 };
                 self.consoles.output(console, byte);
+                if console == Console::Serial(0) && self.triggers.serial(byte) {
+                    self.ask(Request::Switch);
+                }
             }
             Effect::Apic(message) => self.apic_message(from, &message),
             Effect::EndOfInterrupt { vector } => {

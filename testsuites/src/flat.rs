@@ -148,6 +148,7 @@ pub struct Machine {
     pub bus: Arc<FlatBus>,
     pub ram: Arc<Ram>,
     pub fence: Arc<CodeFence>,
+    config: VcpuConfig,
 }
 
 impl Machine {
@@ -164,8 +165,17 @@ impl Machine {
     ) -> Self {
         let (bus, ram, configs) = board(ram_bytes, mmio, count);
         let fence = bus.fence.clone();
+        let config = configs[0].clone();
         let mut engines = configs.into_iter().map(|c| factory.create(c));
         let engine = engines.next().expect("at least one processor");
-        Machine { engine, others: engines.collect(), bus, ram, fence }
+        Machine { engine, others: engines.collect(), bus, ram, fence, config }
+    }
+
+    /// A new engine takes over the first processor.
+    pub fn renew(&mut self, factory: &dyn EngineFactory) {
+        let mut engine = factory.create(self.config.clone());
+        engine.state().clone_from(self.engine.state());
+        engine.state_changed();
+        self.engine = engine;
     }
 }

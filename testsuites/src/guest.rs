@@ -72,6 +72,19 @@ impl Guest {
         String::from_utf8_lossy(&bytes).into_owned()
     }
 
+    /// The same of a machine that stands: what the consoles' thread still has is waited for.
+    pub fn serial_at_end(&self) -> String {
+        let mut before = self.serial();
+        loop {
+            std::thread::sleep(Duration::from_millis(20));
+            let now = self.serial();
+            if now == before {
+                return now;
+            }
+            before = now;
+        }
+    }
+
     /// Waits for a text on COM1, after what earlier calls found.
     pub fn expect(&mut self, text: &str, seconds: u64) -> Result<(), String> {
         let end = Instant::now() + Duration::from_secs(seconds);

@@ -5,6 +5,7 @@ pub mod differential;
 pub mod engine;
 pub mod flat;
 pub mod guest;
+pub mod modes_guest;
 pub mod moo;
 #[cfg(all(target_os = "linux", target_arch = "x86_64"))]
 pub mod silicon;

@@ -1,0 +1,135 @@
+//! Changing the engine of a machine: all vCPUs stand at an instruction boundary, their states move into new engines,
+//! the guest goes on.
+//!
+//! What an engine keeps beside [`CpuState`] are caches, and the new one starts without any. Lines that others have
+//! raised are in the attention words, the APICs are chips, and the clock stands meanwhile: the guest sees nothing.
+
+use crate::config::MachineError;
+use crate::machine::Machine;
+use crate::supervisor::Core;
+use crate::triggers::Trigger;
+use crate::vcpus::{Engines, config};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+use trimaran_cpu::engine::{Engine, EngineFactory, Takeover};
+use trimaran_cpu::shared::attention;
+use trimaran_cpu::state::CpuState;
+
+/// What [`Machine::switch_engine`] did.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SwitchReport {
+    pub from: &'static str,
+    pub to: &'static str,
+    /// How long the guest stood, in host time.
+    pub stood: Duration,
+}
+
+/// Hears of switches that triggers made, or that the engine refused.
+pub type OnSwitch = Box<dyn Fn(&Trigger, &Result<SwitchReport, MachineError>) + Send + Sync>;
+
+/// The engines before a switch. Dropping them takes time, which the guest need not wait for.
+pub(crate) type Old = Vec<Box<dyn Engine>>;
+
+impl Machine {
+    /// Lets engines of another factory, or new ones of the same, run the guest from here on. On an error the machine
+    /// goes on with the engines that it has.
+    pub fn switch_engine(&self, factory: &Arc<dyn EngineFactory>) -> Result<SwitchReport, MachineError> {
+        let begun = Instant::now();
+        let from = self.engine_name();
+        let _old: Old = self.core.quiesce(|engines| self.core.exchange(engines, factory))?;
+        Ok(SwitchReport { from, to: factory.name(), stood: begun.elapsed() })
+    }
+
+    pub fn engine_name(&self) -> &'static str {
+        self.core.vcpus.factory().name()
+    }
+}
+
+impl Core {
+    /// Whether a factory's engines can run the machine as it is now.
+    pub(crate) fn accepted(
+        &self,
+        engines: &mut Engines,
+        factory: &dyn EngineFactory,
+    ) -> Result<(), MachineError> {
+        let states: Vec<&CpuState> = engines.iter_mut().map(|engine| &*engine.state()).collect();
+        let takeover = Takeover {
+            model: &self.model,
+            deterministic: self.board.control.deterministic_vcpu().is_some(),
+            states: &states,
+            counts: self.board.triggers.next_count() != u64::MAX,
+            points: !self.board.triggers.points().is_empty(),
+        };
+        let refused = |reason| MachineError::Engine { engine: factory.name(), reason };
+        factory.accepts(&takeover).map_err(refused)
+    }
+
+    /// The engines that a new machine has: whether they will do.
+    pub(crate) fn begin(&self, engines: &mut Engines) -> Result<(), MachineError> {
+        let factory = self.vcpus.factory();
+        self.accepted(engines, &*factory)?;
+        let points = self.board.triggers.points();
+        let refused = |reason| MachineError::Engine { engine: factory.name(), reason };
+        engines.iter_mut().try_for_each(|engine| engine.stop_at(&points).map_err(refused))
+    }
+
+    /// Replaces the engines of vCPUs that stand.
+    pub(crate) fn exchange(
+        &self,
+        engines: &mut Engines,
+        factory: &Arc<dyn EngineFactory>,
+    ) -> Result<Old, MachineError> {
+        self.accepted(engines, &**factory)?;
+        let points = self.board.triggers.points();
+        let mut new: Vec<Box<dyn Engine>> = Vec::new();
+        for (n, old) in engines.iter_mut().enumerate() {
+            let mut engine = factory.create(config(&self.board, &self.model, n));
+            engine.state().clone_from(old.state());
+            engine.state_changed();
+            let refused = |reason| MachineError::Engine { engine: factory.name(), reason };
+            engine.stop_at(&points).map_err(refused)?;
+            new.push(engine);
+        }
+        self.vcpus.note_change(engines, factory);
+        self.board.memory.ram().forget_code();
+        let slots = engines.iter_mut().map(|slot| &mut **slot);
+        let old = slots.zip(new).map(|(slot, engine)| std::mem::replace(slot, engine)).collect();
+        // The new ones have A20 and the memory map to learn.
+        self.board.fence.vcpus.iter().for_each(|vcpu| vcpu.raise(attention::REMAP));
+        Ok(old)
+    }
+
+    /// Serves the triggers that have fired.
+    pub(crate) fn serve_triggers(&self, engines: &mut Engines) -> Vec<Served> {
+        let fired = self.board.triggers.take_fired();
+        let served = fired.into_iter().map(|at| {
+            let from = self.vcpus.factory().name();
+            let result = self.exchange(engines, &at.engine);
+            Served { trigger: at.trigger, names: (from, at.engine.name()), result }
+        });
+        let served = served.collect();
+        let points = self.board.triggers.points();
+        // Fewer points than before: no engine refuses that.
+        engines.iter_mut().for_each(|engine| _ = engine.stop_at(&points));
+        served
+    }
+}
+
+/// A trigger that fired, and what came of it.
+pub(crate) struct Served {
+    trigger: Trigger,
+    names: (&'static str, &'static str),
+    result: Result<Old, MachineError>,
+}
+
+impl Served {
+    /// Tells the frontend; the guest has gone on after `stood`.
+    pub(crate) fn tell(self, stood: Duration, hears: Option<&OnSwitch>) {
+        let (from, to) = self.names;
+        let result = self.result.map(|_old| SwitchReport { from, to, stood });
+        match hears {
+            Some(hears) => hears(&self.trigger, &result),
+            None => tracing::debug!(trigger = %self.trigger, ?result, "the engine changes"),
+        }
+    }
+}

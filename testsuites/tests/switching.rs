@@ -1,0 +1,353 @@
+//! Engines that change under a running guest. `TRIMARAN_LONG=1` changes them more often, and adds Linux for a minute.
+
+use libtest_mimic::{Arguments, Failed, Trial};
+use rand::rngs::StdRng;
+use rand::{Rng, SeedableRng};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+use trimaran_cpu::engine::{Engine, EngineFactory, Interpreter, Stop, Takeover};
+use trimaran_cpu::state::{CpuState, RFlags, gpr, seg};
+use trimaran_cpu::{Counters, VcpuConfig};
+use trimaran_machine::boot::DirectBoot;
+use trimaran_machine::builtin;
+use trimaran_machine::{MachineConfig, MachineError, Outcome, SwitchAt, SwitchReport, Trigger};
+use trimaran_testsuites::engine;
+use trimaran_testsuites::flat;
+use trimaran_testsuites::guest::Guest;
+use trimaran_testsuites::modes_guest;
+
+type Check = fn() -> Result<(), String>;
+
+const SAMPLES: &[(&str, Check)] = &[
+    ("the guest of all modes, changed at random counts", all_modes),
+    ("the built-in guest, changed at random counts", built_in),
+    ("triggers fire once, where they should", triggers),
+    ("an engine that refuses leaves the old one at work", refusal),
+    ("a trap that is due when a slice ends comes first", trap_at_the_end_of_a_slice),
+    ("512 MB change their engine", time_of_a_switch),
+];
+
+fn main() {
+    let trials = SAMPLES.iter().map(|&(name, check)| Trial::test(name, move || run(name, check))).collect();
+    libtest_mimic::run(&Arguments::from_args(), trials).exit();
+}
+
+fn run(name: &str, check: Check) -> Result<(), Failed> {
+    match check() {
+        Err(why) if why.starts_with("skipped: ") => {
+            println!("{name}: {why}");
+            Ok(())
+        }
+        Err(why) => Err(why.into()),
+        Ok(()) => Ok(()),
+    }
+}
+
+fn long() -> bool {
+    std::env::var_os("TRIMARAN_LONG").is_some()
+}
+
+fn seed() -> u64 {
+    std::env::var("TRIMARAN_SEED").ok().and_then(|seed| seed.parse().ok()).unwrap_or(1)
+}
+
+/// How a deterministic run ended.
+#[derive(Debug, PartialEq, Eq)]
+struct End {
+    outcome: Option<Outcome>,
+    /// Virtual time.
+    time: u64,
+    instructions: u64,
+    serial: String,
+    state: [u8; 32],
+}
+
+/// Nanoseconds after which a guest has gone wrong.
+const TOO_LATE: u64 = 60_000_000_000;
+
+/// Runs a deterministic machine to its end; at each of these times the next engine of the list takes over.
+fn run_switched(
+    config: MachineConfig,
+    engines: &[Arc<dyn EngineFactory>],
+    times: &[u64],
+) -> Result<End, String> {
+    let guest = Guest::create(config, &engines[0])?;
+    for (n, &time) in times.iter().enumerate() {
+        guest.machine.run_until(time);
+        let next = &engines[(n + 1) % engines.len()];
+        guest.machine.switch_engine(next).map_err(|e| e.to_string())?;
+    }
+    guest.machine.run_until(TOO_LATE);
+    let (time, instructions) = (guest.machine.now(), guest.machine.stats().instructions);
+    let state = guest.machine.state_hash();
+    let outcome = guest.machine.outcome();
+    Ok(End { outcome, time, instructions, serial: guest.serial_at_end(), state })
+}
+
+/// The same end whether engines change or not.
+fn switched_at_random(
+    what: &str,
+    config: impl Fn() -> Result<MachineConfig, String>,
+    switches: usize,
+) -> Result<End, String> {
+    let interp: Arc<dyn EngineFactory> = Arc::new(Interpreter);
+    let expected = run_switched(config()?, std::slice::from_ref(&interp), &[])?;
+    if expected.time >= TOO_LATE {
+        return Err(format!("{what} does not end: {expected:?}"));
+    }
+    // Each translates at once, so that a few thousand instructions meet translated code.
+    let engines =
+        [interp, engine::eager("jit", 2)?, Arc::new(Interpreter), engine::eager("jit-cranelift", 200)?];
+    let random = &mut StdRng::seed_from_u64(seed());
+    let mut times: Vec<u64> = (0..switches).map(|_| random.random_range(0..expected.time)).collect();
+    times.sort_unstable();
+    let found = run_switched(config()?, &engines, &times)?;
+    if found != expected {
+        return Err(format!("{what}, seed {}: expected {expected:x?}, found {found:x?}", seed()));
+    }
+    println!("{what}: {switches} switches within {} instructions, the same end", found.instructions);
+    Ok(found)
+}
+
+fn all_modes() -> Result<(), String> {
+    let (rounds, switches) = if long() { (1000, 10_000) } else { (300, 400) };
+    let end = switched_at_random("all modes", || modes_guest::config(rounds), switches)?;
+    if end.outcome != Some(Outcome::DebugExit(1)) || end.serial.len() != 8 {
+        return Err(format!("{end:x?}"));
+    }
+    Ok(())
+}
+
+fn built_in() -> Result<(), String> {
+    let config = || {
+        let options = builtin::Options { engine: String::new(), smoke: true };
+        let image = builtin::image(&options).map_err(|e| e.to_string())?;
+        let direct = Some(DirectBoot::builtin(image));
+        Ok(MachineConfig { memory: 16 << 20, direct, deterministic: true, ..MachineConfig::default() })
+    };
+    let end = switched_at_random("the built-in guest", config, if long() { 10_000 } else { 200 })?;
+    let checksum = format!("trimaran smoke {:016x}", builtin::expected_checksum());
+    if end.outcome != Some(Outcome::PoweredOff) || !end.serial.contains(&checksum) {
+        return Err(format!("no {checksum} in {end:x?}"));
+    }
+    Ok(())
+}
+
+/// An interpreter that notes the state that it takes over.
+#[derive(Clone, Default)]
+struct Witness(Arc<Mutex<Vec<CpuState>>>);
+
+struct Witnessing(Box<dyn Engine>, Witness);
+
+impl EngineFactory for Witness {
+    fn name(&self) -> &'static str {
+        "witness"
+    }
+    fn create(&self, config: VcpuConfig) -> Box<dyn Engine> {
+        Box::new(Witnessing(Interpreter.create(config), self.clone()))
+    }
+}
+
+impl Engine for Witnessing {
+    fn run(&mut self, budget: u64) -> Stop {
+        self.0.run(budget)
+    }
+    fn state(&mut self) -> &mut CpuState {
+        self.0.state()
+    }
+    fn state_changed(&mut self) {
+        self.0.state_changed();
+        if let Ok(mut states) = self.1.0.lock() {
+            states.push(self.0.state().clone());
+        }
+    }
+    fn probe(&mut self, linear: u64) -> Option<u64> {
+        self.0.probe(linear)
+    }
+    fn counters(&self) -> Counters {
+        self.0.counters()
+    }
+    fn name(&self) -> &'static str {
+        "witness"
+    }
+    fn describe_tlb(&self) -> String {
+        self.0.describe_tlb()
+    }
+    fn stop_at(&mut self, addresses: &[u64]) -> Result<(), String> {
+        self.0.stop_at(addresses)
+    }
+}
+
+/// What a machine told of its switches.
+type Told = Arc<Mutex<Vec<(Trigger, Result<SwitchReport, String>)>>>;
+
+fn with_triggers(
+    mut config: MachineConfig,
+    list: Vec<(Trigger, Arc<dyn EngineFactory>)>,
+) -> (MachineConfig, Told) {
+    let told = Told::default();
+    let teller = told.clone();
+    config.switches = list.into_iter().map(|(trigger, engine)| SwitchAt { trigger, engine }).collect();
+    config.on_switch = Some(Box::new(move |trigger, result: &Result<SwitchReport, MachineError>| {
+        let result = result.as_ref().copied().map_err(ToString::to_string);
+        if let Ok(mut told) = teller.lock() {
+            told.push((trigger.clone(), result));
+        }
+    }));
+    (config, told)
+}
+
+fn triggers() -> Result<(), String> {
+    let interp: Arc<dyn EngineFactory> = Arc::new(Interpreter);
+    let jit = engine::eager("jit", 2)?;
+    for deterministic in [true, false] {
+        let config = || modes_guest::config(40).map(|config| MachineConfig { deterministic, ..config });
+        let (count, rip, port, serial) =
+            (Witness::default(), Witness::default(), Witness::default(), Witness::default());
+        // Not in the order in which they come.
+        let list: Vec<(Trigger, Arc<dyn EngineFactory>)> = vec![
+            (Trigger::Serial(String::new()), Arc::new(serial.clone())),
+            (Trigger::Rip(modes_guest::LONG), Arc::new(rip.clone())),
+            (Trigger::Rip(0x1234), interp.clone()),
+            (Trigger::Insns(123_457), Arc::new(count.clone())),
+            (Trigger::Insns(123_458), jit.clone()),
+            (Trigger::Port(0x20), Arc::new(port.clone())),
+        ];
+        let expected = run_switched(
+            MachineConfig { deterministic: true, ..config()? },
+            std::slice::from_ref(&interp),
+            &[],
+        )?;
+        let mut list = list;
+        list[0].0 = Trigger::Serial(expected.serial[3..6].to_owned());
+        let (config, told) = with_triggers(config()?, list);
+        let mut guest = Guest::create(config, &jit)?;
+        if deterministic {
+            guest.machine.run_until(TOO_LATE);
+            if guest.machine.state_hash() != expected.state {
+                return Err("another state at the end".into());
+            }
+        } else {
+            guest.machine.start();
+            guest.ends(120)?;
+        }
+        if guest.serial_at_end() != expected.serial {
+            return Err(format!("{:?} instead of {:?}", guest.serial_at_end(), expected.serial));
+        }
+        let first = |witness: &Witness| {
+            let states = witness.0.lock().map_err(|e| e.to_string())?;
+            states.first().cloned().ok_or("a trigger did not fire".to_string())
+        };
+        let found = (first(&count)?.retired, first(&rip)?.code_address());
+        if found != (123_457, modes_guest::LONG) {
+            return Err(format!("stopped at {found:x?}"));
+        }
+        // The instruction behind OUT 20h, AL; the handlers end with POP and IRET.
+        first(&port)?;
+        first(&serial)?;
+        let told = told.lock().map_err(|e| e.to_string())?;
+        if told.len() != 5 || told.iter().any(|(_, result)| result.is_err()) {
+            return Err(format!("told: {told:?}"));
+        }
+    }
+    Ok(())
+}
+
+/// Takes no machine.
+struct Shy;
+
+impl EngineFactory for Shy {
+    fn name(&self) -> &'static str {
+        "shy"
+    }
+    fn create(&self, config: VcpuConfig) -> Box<dyn Engine> {
+        Interpreter.create(config)
+    }
+    fn accepts(&self, machine: &Takeover) -> Result<(), String> {
+        Err(format!("too many states: {}", machine.states.len()))
+    }
+}
+
+fn refusal() -> Result<(), String> {
+    let shy: Arc<dyn EngineFactory> = Arc::new(Shy);
+    let config = || modes_guest::config(20);
+    match Guest::create(config()?, &shy) {
+        Err(why) if why.contains("too many states: 1") => {}
+        Err(why) => return Err(why),
+        Ok(_) => return Err("a machine was made with an engine that refuses it".into()),
+    }
+    let jit = engine::named("jit")?;
+    let expected = run_switched(config()?, std::slice::from_ref(&jit), &[])?;
+    let (config, told) = with_triggers(config()?, vec![(Trigger::Insns(50_000), shy.clone())]);
+    let guest = Guest::create(config, &jit)?;
+    guest.machine.run_until(100_000);
+    let refused = guest.machine.switch_engine(&shy).map_err(|e| e.to_string());
+    guest.machine.run_until(TOO_LATE);
+    if guest.machine.engine_name() != "jit" || guest.machine.state_hash() != expected.state {
+        return Err(format!("{} ended otherwise", guest.machine.engine_name()));
+    }
+    let told = told.lock().map_err(|e| e.to_string())?;
+    match (&refused, told.first()) {
+        (Err(one), Some((_, Err(two)))) if one == two && one.contains("shy") => Ok(()),
+        other => Err(format!("{other:?}")),
+    }
+}
+
+/// Single steps, each in a slice of its own: the trap comes before the next instruction, on the same engine and on a
+/// new one each time.
+fn trap_at_the_end_of_a_slice() -> Result<(), String> {
+    for renewed in [false, true] {
+        let mut machine = flat::Machine::new(&Interpreter, 1 << 20, 0..0);
+        // Vector 1: inc dx; iret.
+        machine.ram.write(4, &[0x00, 0x81, 0, 0]);
+        machine.ram.write(0x8100, &[0x42, 0xCF]);
+        // inc cx, many times.
+        machine.ram.write(0x8000, &[0x41; 0x100]);
+        let state = machine.engine.state();
+        state.rflags |= RFlags::TF;
+        (state.seg[seg::CS].base, state.seg[seg::CS].selector) = (0, 0);
+        (state.gpr[gpr::RIP], state.gpr[gpr::RSP], state.gpr[gpr::RDX]) = (0x8000, 0x7000, 0);
+        machine.engine.state_changed();
+        for _ in 0..100 {
+            machine.engine.run(1);
+            if renewed {
+                machine.renew(&Interpreter);
+            }
+        }
+        let state = machine.engine.state();
+        let (traps, steps) = (state.gpr[gpr::RDX], state.gpr[gpr::RCX]);
+        // A delivery uses a slice, too: four for each step.
+        if (traps, steps) != (25, 25) {
+            return Err(format!("{traps} traps for {steps} instructions, renewed: {renewed}"));
+        }
+    }
+    Ok(())
+}
+
+fn time_of_a_switch() -> Result<(), String> {
+    let config = MachineConfig { memory: 512 << 20, deterministic: false, ..modes_guest::config(1_000_000)? };
+    let (interp, jit) = (engine::named("interp")?, engine::named("jit")?);
+    let mut guest = Guest::create(config, &interp)?;
+    guest.machine.start();
+    let mut times = Vec::new();
+    for n in 0..40 {
+        std::thread::sleep(Duration::from_millis(20));
+        let before = guest.machine.now();
+        let next = if n % 2 == 0 { &jit } else { &interp };
+        let report = guest.machine.switch_engine(next).map_err(|e| e.to_string())?;
+        let passed = guest.machine.now() - before;
+        times.push((report.stood, Duration::from_nanos(passed)));
+    }
+    let clock = times.iter().map(|time| time.1).max().unwrap_or_default();
+    let mut stood: Vec<Duration> = times.into_iter().map(|time| time.0).collect();
+    stood.sort_unstable();
+    let (median, most) = (stood[stood.len() / 2], stood[stood.len() - 1]);
+    println!(
+        "512 MB: the guest stands for {median:?} (median of 40), {most:?} at most; its clock went on by {clock:?} at most"
+    );
+    // A loaded host may take longer once, not usually.
+    if median > Duration::from_millis(10) {
+        return Err(format!("a switch takes {median:?}"));
+    }
+    Ok(())
+}
