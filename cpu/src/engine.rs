@@ -15,6 +15,8 @@ pub enum Stop {
     Halted,
     /// Triple fault: only a reset helps.
     Shutdown,
+    /// The engine cannot go on: [`Engine::failure`] says why.
+    Failed,
     /// The next instruction stands at an address that [`Engine::stop_at`] named.
     Point,
 }
@@ -31,6 +33,10 @@ pub trait Engine: Send {
     fn probe(&mut self, linear: u64) -> Option<u64>;
     fn counters(&self) -> Counters;
     fn name(&self) -> &'static str;
+    /// Why `run` returned [`Stop::Failed`], for people.
+    fn failure(&self) -> Option<String> {
+        None
+    }
     /// Text for the monitor's `info tlb`.
     fn describe_tlb(&self) -> String;
     /// Text for `--stats` about translated code; empty where there is none.

@@ -11,6 +11,7 @@ pub mod fault;
 pub mod flags;
 mod fpu;
 mod helpers;
+mod hosted;
 pub mod insn;
 pub mod interp;
 pub mod kernels;

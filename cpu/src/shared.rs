@@ -44,11 +44,11 @@ pub struct VcpuShared {
     pub parked: AtomicBool,
     fence_answered: AtomicU64,
     away: AtomicBool,
-    kick: Mutex<Option<Box<dyn Kick>>>,
+    kick: Mutex<Option<Arc<dyn Kick>>>,
 }
 
 /// Brings a vCPU back that runs where it cannot look at its attention word.
-pub trait Kick: Send {
+pub trait Kick: Send + Sync {
     /// Must have the vCPU's thread look at the word soon, even if it is only about to go away.
     fn kick(&self);
 }
@@ -62,9 +62,9 @@ impl VcpuShared {
             kick.kick();
         }
     }
-    /// How to reach the vCPU while it is away; None before that way ends.
-    pub fn set_kick(&self, kick: Option<Box<dyn Kick>>) {
-        *self.kick.lock().unwrap_or_else(PoisonError::into_inner) = kick;
+    /// How to reach the vCPU while it is away.
+    pub fn set_kick(&self, kick: Arc<dyn Kick>) {
+        *self.kick.lock().unwrap_or_else(PoisonError::into_inner) = Some(kick);
     }
     /// The vCPU's thread goes where it cannot look at the word, or is back. It must look between the two.
     pub fn set_away(&self, away: bool) {

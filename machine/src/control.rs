@@ -14,6 +14,8 @@ pub enum Request {
     Exit(i32),
     /// A processor met a triple fault.
     TripleFault,
+    /// A processor's engine cannot go on.
+    EngineFailed,
     /// Triggers have fired: see [`crate::triggers`].
     Switch,
 }
@@ -25,6 +27,8 @@ pub enum Outcome {
     /// isa-debug-exit, with the status for the host.
     DebugExit(i32),
     TripleFault,
+    /// The engine could not go on: [`crate::Machine::engine_failure`] says why.
+    EngineFailed,
     /// The guest asked for a reset, of a machine that ends instead.
     Reset,
     /// The host asked for the end.

@@ -313,6 +313,11 @@ impl Machine {
         Ok(())
     }
 
+    /// Why the engine could not go on, after [`Outcome::EngineFailed`].
+    pub fn engine_failure(&self) -> Option<String> {
+        self.core.quiesce(|engines| engines.iter().find_map(|engine| engine.failure()))
+    }
+
     /// Counts so far; the vCPUs stand for a moment.
     pub fn stats(&self) -> Stats {
         self.core.quiesce(|engines| Stats {

@@ -111,6 +111,7 @@ impl Core {
         let ends = |request: &Request| match request {
             Request::PowerOff => Some(Outcome::PoweredOff),
             Request::Exit(status) => Some(Outcome::DebugExit(*status)),
+            Request::EngineFailed => Some(Outcome::EngineFailed),
             Request::TripleFault if self.no_reboot => Some(Outcome::TripleFault),
             Request::Reset if self.no_reboot => Some(Outcome::Reset),
             _ => None,

@@ -137,6 +137,10 @@ impl Vcpus {
                     board.ask(Request::TripleFault);
                 }
                 Stop::Point => at_point(board, engine.state()),
+                Stop::Failed => {
+                    drop(engine);
+                    board.ask(Request::EngineFailed);
+                }
             }
         }
     }
@@ -221,8 +225,10 @@ impl Vcpus {
         }
         shared_turn.left = if stop == Stop::Halted { 0 } else { turn.left.saturating_sub(used) };
         drop(shared_turn);
-        if stop == Stop::Shutdown {
-            board.ask(Request::TripleFault);
+        match stop {
+            Stop::Shutdown => board.ask(Request::TripleFault),
+            Stop::Failed => board.ask(Request::EngineFailed),
+            _ => {}
         }
     }
 }
