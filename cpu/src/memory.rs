@@ -154,7 +154,18 @@ impl Vcpu {
                 return ok;
             }
         }
-        self.put_slow(&place, u32::from(S), new);
+        self.put_locked_slow(&place, u32::from(S), old, new)
+    }
+
+    /// Over two pages, or to a device. Atomic against others of its kind.
+    #[cold]
+    fn put_locked_slow(&mut self, place: &Place, size: u32, old: u64, new: u64) -> bool {
+        let _guard = ram::split_lock_guard();
+        let mut is_ram = |at| matches!(self.physical_page(at), Page::Ram { writable: true, .. });
+        if is_ram(place.first) && is_ram(place.second) && self.get(place, size) != old {
+            return false;
+        }
+        self.put_slow(place, size, new);
         true
     }
 
@@ -437,9 +448,20 @@ impl Vcpu {
     pub fn physical_read(&mut self, address: u64, size: u8) -> u64 {
         match self.physical_page(address) {
             Page::Ram { offset, .. } => {
-                let mut bytes = [0; 8];
-                self.ram.read(offset + address % PAGE, &mut bytes[..usize::from(size.min(8))]);
-                u64::from_le_bytes(bytes)
+                let at = offset + address % PAGE;
+                let Some(page) = self.ram.page_pointer(at) else { return 0 };
+                // SAFETY: inside one page of guest RAM.
+                let p = unsafe { page.add((at % PAGE) as usize) };
+                // SAFETY: so many bytes lie on the page.
+                unsafe {
+                    match size {
+                        1 => ram::load::<1>(p),
+                        2 => ram::load::<2>(p),
+                        4 => ram::load::<4>(p),
+                        8 => ram::load::<8>(p),
+                        _ => (0..size.min(8)).rev().fold(0, |v, k| v << 8 | ram::load::<1>(p.add(k.into()))),
+                    }
+                }
             }
             Page::Mmio => {
                 self.before_device_access();

@@ -87,7 +87,7 @@ impl Ram {
         offset.checked_add(len).is_some_and(|end| end <= self.len)
     }
 
-    /// Reads bytes; false (and `buf` untouched) if any lies past the end.
+    /// Reads bytes, aligned words of up to 8 of them at once; false (and `buf` untouched) if any lies past the end.
     pub fn read(&self, offset: u64, buf: &mut [u8]) -> bool {
         if !self.contains(offset, buf.len() as u64) {
             return false;
@@ -97,18 +97,19 @@ impl Ram {
         while !rest.is_empty() {
             // SAFETY: in bounds by the check above.
             let p = unsafe { self.base.add(at as usize) };
-            if at.is_multiple_of(8) && rest.len() >= 8 {
-                // SAFETY: in bounds and aligned.
-                let v = unsafe { load8(p) };
-                rest[..8].copy_from_slice(&v.to_le_bytes());
-                rest = &mut rest[8..];
-                at += 8;
-            } else {
-                // SAFETY: in bounds.
-                rest[0] = unsafe { load1(p) } as u8;
-                rest = &mut rest[1..];
-                at += 1;
-            }
+            let step = word_at(at, rest.len());
+            // SAFETY: in bounds and aligned.
+            let v = unsafe {
+                match step {
+                    8 => load8(p),
+                    4 => load4(p),
+                    2 => load2(p),
+                    _ => load1(p),
+                }
+            };
+            rest[..step].copy_from_slice(&v.to_le_bytes()[..step]);
+            rest = &mut rest[step..];
+            at += step as u64;
         }
         true
     }
@@ -123,16 +124,19 @@ impl Ram {
         while !rest.is_empty() {
             // SAFETY: in bounds by the check above.
             let p = unsafe { self.base.add(at as usize) };
-            let step = if at.is_multiple_of(8) && rest.len() >= 8 {
-                let v = u64::from_le_bytes(rest[..8].try_into().unwrap_or_default());
-                // SAFETY: in bounds and aligned.
-                unsafe { store8(p, v) };
-                8
-            } else {
-                // SAFETY: in bounds.
-                unsafe { store1(p, u64::from(rest[0])) };
-                1
-            };
+            let step = word_at(at, rest.len());
+            let mut word = [0; 8];
+            word[..step].copy_from_slice(&rest[..step]);
+            let v = u64::from_le_bytes(word);
+            // SAFETY: in bounds and aligned.
+            unsafe {
+                match step {
+                    8 => store8(p, v),
+                    4 => store4(p, v),
+                    2 => store2(p, v),
+                    _ => store1(p, v),
+                }
+            }
             rest = &rest[step..];
             at += step as u64;
         }
@@ -190,6 +194,11 @@ impl Ram {
         // All vCPUs of a machine bring the same.
         let _ = self.fence.set(fence.clone());
     }
+}
+
+/// Size of the largest aligned word at an address, with so many bytes to go.
+fn word_at(address: u64, len: usize) -> usize {
+    [8, 4, 2].into_iter().find(|&n| address.is_multiple_of(n as u64) && len >= n).unwrap_or(1)
 }
 
 /// Bits of the 64-byte granules that `len` bytes at `start` (within a page) touch.
@@ -318,8 +327,9 @@ impl<T: Copy> UnalignedVolatileMut<T> for *mut T {
     }
 }
 
-/// Compare and swap of `W` bytes. An access that is not aligned goes byte by byte under a process-wide lock
-/// (a "split lock"): atomic against other split locks, not against plain stores, as real processors warn.
+/// Compare and swap of `W` bytes at any alignment (a "split lock" where it is not aligned). On x86-64 hosts that is the
+/// host's own, which translated code uses too; elsewhere it goes byte by byte under a process-wide lock: atomic against
+/// other split locks only.
 ///
 /// # Safety
 /// `p..p + W` must be inside guest RAM.
@@ -341,9 +351,44 @@ pub unsafe fn compare_exchange<const W: u8>(p: *mut u8, old: u64, new: u64) -> b
 
 static SPLIT: std::sync::Mutex<()> = std::sync::Mutex::new(());
 
+/// While this lives no other processor does a locked access that no host instruction can do.
+pub fn split_lock_guard() -> impl Drop {
+    // The lock guards no data that a panic could leave half done.
+    SPLIT.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+}
+
+#[cfg(target_arch = "x86_64")]
 #[cold]
 unsafe fn split_lock(p: *mut u8, w: usize, old: u64, new: u64) -> bool {
-    let _guard = SPLIT.lock();
+    let ok: u8;
+    macro_rules! exchange {
+        ($operand:literal) => {
+            // SAFETY: in bounds by the caller; the instruction takes any alignment.
+            unsafe {
+                std::arch::asm!(
+                    concat!("lock cmpxchg [{p}], ", $operand),
+                    "setz {ok}",
+                    p = in(reg) p,
+                    new = in(reg) new,
+                    ok = out(reg_byte) ok,
+                    inout("rax") old => _,
+                    options(nostack)
+                );
+            }
+        };
+    }
+    match w {
+        2 => exchange!("{new:x}"),
+        4 => exchange!("{new:e}"),
+        _ => exchange!("{new:r}"),
+    }
+    ok != 0
+}
+
+#[cfg(not(target_arch = "x86_64"))]
+#[cold]
+unsafe fn split_lock(p: *mut u8, w: usize, old: u64, new: u64) -> bool {
+    let _guard = split_lock_guard();
     // SAFETY: by the caller.
     unsafe {
         let now = (0..w).rev().fold(0, |v, i| v << 8 | load1(p.add(i)));
@@ -385,7 +430,7 @@ pub unsafe fn compare_exchange_16(p: *mut u8, old: u128, new: u128) -> Result<()
     }
     #[cfg(not(target_arch = "x86_64"))]
     {
-        let _guard = SPLIT.lock();
+        let _guard = split_lock_guard();
         // SAFETY: by the caller.
         unsafe {
             let now = u128::from(load8(p.add(8))) << 64 | u128::from(load8(p));

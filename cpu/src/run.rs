@@ -473,8 +473,13 @@ impl Vcpu {
         let mut again = [0u8; BLOCK_BYTES + 16];
         self.ram.read(start, &mut again[..first]);
         if again[..first] != bytes[..first] {
-            // Another processor writes here all the time: one instruction, not kept.
-            return self.decode_uncached(rip, address);
+            // Another processor writes here all the time: one instruction, not kept. Not byte by byte, for an aligned
+            // word changes as one.
+            let (insns, _) = self.decode_run(rip, &again[..first]);
+            if insns.is_empty() {
+                return self.decode_uncached(rip, address);
+            }
+            return Ok(self.insert_uncached(insns, &again[..first]));
         }
         self.counters.blocks_decoded += 1;
         self.counters.insns_decoded += insns.len() as u64;
@@ -580,12 +585,17 @@ impl Vcpu {
             }
             got += 1;
         }
-        let (mut insns, _) = self.decode_run(rip, &bytes[..got]);
-        insns.truncate(1);
+        let (insns, _) = self.decode_run(rip, &bytes[..got]);
         if insns.is_empty() {
             // It runs into a page that cannot be had, or over the segment's end.
             return Err(fault.unwrap_or_else(|| self.protection()));
         }
+        Ok(self.insert_uncached(insns, &bytes[..got]))
+    }
+
+    /// A block of the first instruction alone, which runs once.
+    fn insert_uncached(&mut self, mut insns: Vec<Insn>, bytes: &[u8]) -> u32 {
+        insns.truncate(1);
         // A generation that no page has: stale as soon as it has run.
         let block = Block {
             insns: insns.into(),
@@ -594,12 +604,12 @@ impl Vcpu {
             generation: !0,
             page2: blocks::NONE,
             generation2: 0,
-            bytes: bytes[..got].into(),
+            bytes: bytes.into(),
             links: [Link::EMPTY; 2],
             heat: 0,
             translation: blocks::NONE,
         };
-        Ok(self.blocks.insert(u64::MAX, block))
+        self.blocks.insert(u64::MAX, block)
     }
 }
 
