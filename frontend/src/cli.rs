@@ -2,6 +2,7 @@
 
 use crate::trace::Channel;
 use clap::{Parser, ValueEnum};
+use iced_x86::Mnemonic;
 use std::ffi::OsString;
 use std::path::PathBuf;
 use trimaran_cpu::model::Model;
@@ -50,6 +51,12 @@ pub struct Options {
     /// Never link regions: finds a link that goes wrong
     #[arg(long, help_heading = "Translator")]
     pub no_links: bool,
+    /// Translate only these instructions, by mnemonic; regions end before all others: finds the one that goes wrong
+    #[arg(long, value_name = "NAME,...", value_delimiter = ',', value_parser = parse_mnemonic, help_heading = "Translator")]
+    pub only_instructions: Vec<Mnemonic>,
+    /// Every access looks into the TLB by itself: finds a shared look-up that goes wrong
+    #[arg(long, help_heading = "Translator")]
+    pub no_shared_checks: bool,
     /// Guest memory; K, M or G may follow the number (M if none does)
     #[arg(long, value_name = "SIZE", default_value = "512M", value_parser = parse_memory, help_heading = "Machine")]
     pub memory: u64,
@@ -191,6 +198,13 @@ fn parse_address(text: &str) -> Result<u64, String> {
     u64::from_str_radix(digits, 16).map_err(|_| "give a linear address in hexadecimal".to_string())
 }
 
+fn parse_mnemonic(text: &str) -> Result<Mnemonic, String> {
+    let named = |m: &Mnemonic| format!("{m:?}").eq_ignore_ascii_case(text);
+    Mnemonic::values()
+        .find(named)
+        .ok_or_else(|| "there is no such instruction; write ADD,MOV or the like".into())
+}
+
 fn parse_memory(text: &str) -> Result<u64, String> {
     let upper = text.trim().to_ascii_uppercase();
     let upper = upper.strip_suffix("IB").or(upper.strip_suffix('B')).unwrap_or(&upper);
@@ -303,6 +317,12 @@ mod tests {
         for wrong in ["", "0", "0M", "1K", "1025K", "-1", "99999999999T", "much", "1.5G"] {
             assert!(parse_memory(wrong).is_err(), "{wrong}");
         }
+    }
+
+    #[test]
+    fn mnemonics() {
+        assert_eq!(parse_mnemonic("Add"), Ok(Mnemonic::Add));
+        assert!(parse_mnemonic("").is_err() && parse_mnemonic("addd").is_err());
     }
 
     #[test]

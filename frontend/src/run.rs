@@ -73,6 +73,11 @@ fn engine(options: &Options) -> Arc<dyn EngineFactory> {
     jit.options.perf_map = options.perf_map;
     jit.options.first_regions = options.first_regions;
     jit.options.no_links = options.no_links;
+    jit.options.no_shared_checks = options.no_shared_checks;
+    if !options.only_instructions.is_empty() {
+        // For as long as the program runs.
+        jit.options.only = Some(options.only_instructions.clone().leak());
+    }
     jit.options.tier = match options.tier {
         None => jit.options.tier,
         Some(TierName::Interp) => Tier::Interp,

@@ -126,6 +126,16 @@ pub struct Job<'a> {
     /// Address of a 32-bit counter to take down at each entry and back edge; at 0 leave with [`HOT`] (at a back
     /// edge: [`LOOKUP`]). None: do not count.
     pub counter: Option<usize>,
+    pub knobs: Knobs,
+}
+
+/// What people ask of a back end who look for a mistake of it.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Knobs {
+    /// Every access looks into the TLB by itself.
+    pub no_shared_checks: bool,
+    /// Cranelift's intermediate code is to come with the code.
+    pub explain: bool,
 }
 
 /// Host code, runnable at any address; its first byte is the entry.
@@ -133,6 +143,17 @@ pub struct Code {
     pub bytes: Vec<u8>,
     /// What the code points to.
     pub keep: Box<dyn std::any::Any + Send>,
+    /// Where it came from, if that was asked for and the back end knows.
+    pub explanation: Option<Explanation>,
+}
+
+/// How a back end got from guest code to host code. Guest instructions go by their distance from the entry.
+#[derive(Default)]
+pub struct Explanation {
+    /// Lines of intermediate code, and the instruction that each belongs to.
+    pub intermediate: Vec<(Option<i64>, String)>,
+    /// From an offset in the code on: the instruction.
+    pub origins: Vec<(usize, Option<i64>)>,
 }
 
 /// A region that a back end cannot translate.

@@ -1,6 +1,6 @@
 //! Cranelift on threads of its own, so that compiling never stalls the guest.
 
-use crate::abi::{Code, Job, Runtime, Slot, Untranslatable};
+use crate::abi::{Code, Job, Knobs, Runtime, Slot, Untranslatable};
 use crate::cranelift::Cranelift;
 use crate::region::Region;
 use std::sync::Arc;
@@ -16,6 +16,9 @@ pub struct Request {
     pub id: u32,
     pub slots: Arc<[Slot]>,
     pub runtime: Runtime,
+    /// Linear address of its entry when it was asked for.
+    pub rip: u64,
+    pub knobs: Knobs,
 }
 
 pub struct Finished {
@@ -45,7 +48,8 @@ impl Background {
             while let Ok(request) = work.recv() {
                 let started = Instant::now();
                 let slots = request.slots.as_ptr() as usize;
-                let job = Job { region: &request.region, slots, runtime: &request.runtime, counter: None };
+                let Request { region, runtime, knobs, .. } = &request;
+                let job = Job { region, slots, runtime, counter: None, knobs: *knobs };
                 let code = cranelift.compile(&job);
                 let time = started.elapsed();
                 if done.send(Finished { request, code, time }).is_err() {

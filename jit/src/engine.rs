@@ -1,6 +1,7 @@
 //! The engine: an interpreter whose loop runs translated code where there is some.
 
 use crate::translations::Translations;
+use iced_x86::Mnemonic;
 use std::fmt;
 use trimaran_cpu::engine::{Engine, EngineFactory, Stop};
 use trimaran_cpu::state::CpuState;
@@ -44,6 +45,10 @@ pub struct JitOptions {
     pub first_regions: Option<u64>,
     /// Regions are never linked: for bisecting.
     pub no_links: bool,
+    /// Only these instructions are translated, and regions end before others: for bisecting.
+    pub only: Option<&'static [Mnemonic]>,
+    /// Every access looks into the TLB by itself: for bisecting.
+    pub no_shared_checks: bool,
     /// A region that is entered here is printed.
     pub dump_region: Option<u64>,
     /// Translated code is named for `perf`.
@@ -61,6 +66,8 @@ impl Default for JitOptions {
             hot: 200_000,
             first_regions: None,
             no_links: false,
+            only: None,
+            no_shared_checks: false,
             dump_region: None,
             perf_map: false,
             foreground: false,

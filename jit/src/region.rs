@@ -3,6 +3,7 @@
 //! A region is found from decoded blocks of the interpreter, so their bytes are marked as code already. Offsets are
 //! relative to RIP at its entry: a region runs wherever its page is mapped.
 
+use iced_x86::Mnemonic;
 use std::collections::VecDeque;
 use trimaran_cpu::Vcpu;
 use trimaran_cpu::blocks::{BlockKey, NONE};
@@ -72,6 +73,16 @@ pub struct Limits {
     pub insns: usize,
     /// Follow one path only, the one last taken: block n + 1 is where block n mostly goes.
     pub trace: bool,
+    /// Blocks end before all other instructions.
+    pub only: Option<&'static [Mnemonic]>,
+}
+
+impl Limits {
+    /// How many of a block's instructions may be translated.
+    fn allowed(&self, insns: &[Insn]) -> usize {
+        let allowed = |i: &Insn| self.only.is_none_or(|only| only.contains(&i.code.mnemonic()));
+        insns.iter().take_while(|i| allowed(i)).count()
+    }
 }
 
 impl Region {
@@ -90,7 +101,11 @@ impl Region {
     /// The region whose first block is `first`, at the current RIP. None: nothing that can be translated.
     pub fn form(vcpu: &mut Vcpu, first: u32, rip: u64, limits: Limits) -> Option<Region> {
         let head = vcpu.block(first)?;
-        if head.page == NONE || !vcpu.key().flat_code() || vcpu.key().code_size() == 2 {
+        if limits.allowed(&head.insns) == 0
+            || head.page == NONE
+            || !vcpu.key().flat_code()
+            || vcpu.key().code_size() == 2
+        {
             return None;
         }
         let mut region = Region {
@@ -124,11 +139,13 @@ impl Region {
             let Some(index) = known.or_else(|| vcpu.block_at(here)) else { continue };
             let Some(block) = vcpu.block(index) else { continue };
             let same = block.page == self.page && block.generation == self.generation;
+            let allowed = limits.allowed(&block.insns);
             // An instruction that crosses pages is a region of its own.
-            if known.is_none() && (!same || block.page2 != NONE) || block.insns.is_empty() {
+            if known.is_none() && (!same || block.page2 != NONE) || allowed == 0 {
                 continue;
             }
-            let (code, last, key) = (block.insns.clone(), block.last_target(), self.key);
+            let code: Box<[Insn]> = block.insns[..allowed].into();
+            let (last, key) = (block.last_target(), self.key);
             let len: i64 = code.iter().map(|i| i64::from(i.len)).sum();
             insns += code.len();
             starts.push(delta);

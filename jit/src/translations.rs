@@ -5,7 +5,7 @@
 //! attention word.
 #![allow(unsafe_code)]
 
-use crate::abi::{self, Code, Job, Runtime, Slot, Untranslatable};
+use crate::abi::{self, Code, Job, Knobs, Runtime, Slot, Untranslatable};
 use crate::background::{Background, Request};
 use crate::buffer::CodeBuffer;
 use crate::cranelift::Cranelift;
@@ -35,9 +35,9 @@ const REFUSED: u32 = NONE - 1;
 const ASKED: u32 = NONE - 2;
 
 /// A trace for the emitter.
-const TRACE: Limits = Limits { blocks: 24, insns: 120, trace: true };
+const TRACE: Limits = Limits { blocks: 24, insns: 120, trace: true, only: None };
 /// A region for Cranelift.
-const LOOPS: Limits = Limits { blocks: 32, insns: 150, trace: false };
+const LOOPS: Limits = Limits { blocks: 32, insns: 150, trace: false, only: None };
 
 /// A translated region.
 struct Live {
@@ -161,7 +161,7 @@ impl Translations {
     /// Makes the first translation of a block.
     fn translate(&mut self, v: &mut Vcpu, index: u32) -> Option<u32> {
         let emit = cfg!(target_arch = "x86_64") && matches!(self.options.tier, Tier::Emit | Tier::All);
-        let limits = if emit { TRACE } else { LOOPS };
+        let limits = Limits { only: self.options.only, ..if emit { TRACE } else { LOOPS } };
         let rip = v.state.gpr[gpr::RIP];
         let clears = v.blocks_cleared();
         let formed = Region::form(v, index, rip, limits);
@@ -189,14 +189,15 @@ impl Translations {
         let count = (emit && self.options.tier == Tier::All).then_some(&raw mut *counter as usize);
         let started = Instant::now();
         let runtime = self.memory.as_ref()?.runtime;
-        let job = Job { region: &region, slots: slots.as_ptr() as usize, runtime: &runtime, counter: count };
+        let (slots_at, knobs) = (slots.as_ptr() as usize, self.knobs(rip));
+        let job = Job { region: &region, slots: slots_at, runtime: &runtime, counter: count, knobs };
         let code = self.compile(emit, &job);
         let time = started.elapsed();
         let made = if emit { &mut self.stats.emitter } else { &mut self.stats.cranelift };
         match code {
             Ok(code) => {
                 made.add(region.insns(), code.bytes.len(), time);
-                self.install(v, id, index, region, slots, (counter, count.is_some()), code)
+                self.install(v, id, (index, rip), region, slots, (counter, count.is_some()), code)
             }
             Err(why) => {
                 made.refused += 1;
@@ -206,6 +207,11 @@ impl Translations {
                 None
             }
         }
+    }
+
+    fn knobs(&self, rip: u64) -> Knobs {
+        let explain = self.options.dump_region == Some(rip);
+        Knobs { no_shared_checks: self.options.no_shared_checks, explain }
     }
 
     fn compile(&mut self, emit: bool, job: &Job) -> Result<Code, Untranslatable> {
@@ -233,7 +239,7 @@ impl Translations {
         &mut self,
         v: &mut Vcpu,
         id: u32,
-        block: u32,
+        (block, rip): (u32, u64),
         region: Arc<Region>,
         slots: Arc<[Slot]>,
         (counter, counted): (Box<u32>, bool),
@@ -257,11 +263,8 @@ impl Translations {
             self.add_to_page(v, id, region.page2, region.generation2);
         }
         self.by_offset.insert(at, id);
-        let rip = v.state.gpr[gpr::RIP];
         if self.options.dump_region == Some(rip) {
-            let (guest, host) =
-                (listing::guest(&region, &v.ram, rip), listing::host(&code.bytes, entry as u64));
-            eprintln!("region {rip:#x}\n{guest}host code, {} bytes:\n{host}", code.bytes.len());
+            eprint!("{}", listing::whole(&region, &v.ram, rip, &code, entry as u64));
         }
         if let Some(map) = &mut self.perf_map {
             map.add(entry, code.bytes.len(), rip, counted);
@@ -387,7 +390,8 @@ impl Translations {
         let id = self.new_id();
         let slots = self.new_slots(&region, id);
         let clears = v.blocks_cleared();
-        let request = Request { region, block, clears, id, slots, runtime };
+        let rip = v.state.gpr[gpr::RIP];
+        let request = Request { region, block, clears, id, slots, runtime, rip, knobs: self.knobs(rip) };
         let asked = self.background.as_mut().is_some_and(|b| b.ask(request));
         if !asked {
             self.free.push(id);
@@ -398,7 +402,7 @@ impl Translations {
     /// Puts in what the background has made meanwhile.
     fn take_finished(&mut self, v: &mut Vcpu) {
         while let Some(done) = self.background.as_mut().and_then(Background::finished) {
-            let Request { region, block, clears, id, slots, .. } = done.request;
+            let Request { region, block, clears, id, slots, rip, .. } = done.request;
             if v.blocks_cleared() == clears
                 && let Some(b) = v.block_mut(block)
                 && b.translation == ASKED
@@ -416,7 +420,7 @@ impl Translations {
                     self.stats.cranelift.add(region.insns(), code.bytes.len(), done.time);
                     let old = v.block(block).map_or(NONE, |b| b.translation);
                     self.drop_region(v, old);
-                    self.install(v, id, block, region, slots, (Box::new(0), false), code);
+                    self.install(v, id, (block, rip), region, slots, (Box::new(0), false), code);
                 }
                 Ok(_) => self.free.push(id),
                 Err(why) => {
@@ -443,7 +447,7 @@ impl Translations {
         if !room {
             return;
         }
-        let region = Region::form(v, block, rip, LOOPS);
+        let region = Region::form(v, block, rip, Limits { only: self.options.only, ..LOOPS });
         if let Some(region) = region
             && v.blocks_cleared() == clears
             && !region.has_helpers()
@@ -513,6 +517,13 @@ impl Translations {
         }
     }
 
+    /// The first instruction of a block if [`JitOptions::only`] is without it: run alone, so that what follows it in its
+    /// block may still be translated.
+    fn not_wanted(&self, v: &Vcpu, index: u32) -> Option<Insn> {
+        let first = *v.block(index)?.insns.first()?;
+        self.options.only.filter(|only| !only.contains(&first.code.mnemonic())).map(|_| first)
+    }
+
     /// Lets indirect branches of translated code find a translation at the current RIP.
     fn remember_jump(&mut self, v: &Vcpu, id: u32) {
         let Some(Some(live)) = self.live.get_mut(id as usize) else { return };
@@ -552,17 +563,24 @@ impl Translator for Translations {
         let mut indirect = false;
         self.left_by = None;
         loop {
-            let id = self.translation(v, index);
-            let first =
-                |id: u32| self.live[id as usize].as_ref().map_or(0, |l| l.region.blocks[0].insns.len());
-            let Some(id) = id.filter(|&id| first(id) as i64 <= v.budget) else { break };
-            self.link(v, id);
-            if indirect {
-                self.remember_jump(v, id);
-            }
-            let before = self.stats.lookups;
-            let go_on = self.enter(v, id);
-            indirect = self.stats.lookups != before;
+            let go_on = if let Some(insn) = self.not_wanted(v, index) {
+                v.settle_flags();
+                (self.left_by, indirect) = (None, false);
+                v.run_handler(&insn)
+            } else {
+                let id = self.translation(v, index);
+                let first =
+                    |id: u32| self.live[id as usize].as_ref().map_or(0, |l| l.region.blocks[0].insns.len());
+                let Some(id) = id.filter(|&id| first(id) as i64 <= v.budget) else { break };
+                self.link(v, id);
+                if indirect {
+                    self.remember_jump(v, id);
+                }
+                let before = self.stats.lookups;
+                let go_on = self.enter(v, id);
+                indirect = self.stats.lookups != before;
+                go_on
+            };
             ran = true;
             if !go_on || v.wants_boundary() || v.budget <= 0 || near_the_hole(v) {
                 break;

@@ -132,7 +132,7 @@ fn long_steps(root: &Path, env: &[(String, String)], seed: Option<u64>) -> Resul
 const LONG_STEPS: &[(&str, &str)] = &[
     ("jit", "-p trimaran-devices"),
     ("jit", "-p trimaran-cpu"),
-    ("jit", "-p trimaran-jit"),
+    ("jit", "-p trimaran-jit --features arm64"),
     ("jit", "-p trimaran-machine"),
     ("jit", "-p trimaran"),
     ("jit", "-p trimaran-testsuites --test system"),

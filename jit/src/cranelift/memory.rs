@@ -83,7 +83,8 @@ impl Writer<'_, '_> {
     pub fn host(&mut self, w: W, address: Value, write: bool) -> Value {
         let (root, distance) = self.origin(address);
         let size = i64::from(w.bytes());
-        let known = self.pages.iter().find(|p| p.root == root && (p.write || !write)).copied();
+        let shared = self.pages.iter().find(|p| p.root == root && (p.write || !write));
+        let known = shared.filter(|_| !self.job.knobs.no_shared_checks).copied();
         let Some(known) = known else {
             let addend = self.look_up(w, address, write);
             let page = self.b.ins().band_imm_s(address, !0xFFF);
@@ -209,13 +210,15 @@ impl Writer<'_, '_> {
         if !self.weak_order {
             return self.b.ins().load(ty, guest_memory(), host, 0);
         }
-        // Atomic accesses are sequentially consistent, which is more than enough; they must be aligned.
+        // Atomic accesses are sequentially consistent, which is more than enough; they must be aligned. Others are
+        // fenced.
         let done = self.b.create_block();
         let value = self.b.append_block_param(done, ty);
         if w != W::B {
             let bad = self.misaligned(w, host);
             self.guard(bad, |s, _| {
                 let v = s.b.ins().load(ty, guest_memory(), host, 0);
+                s.b.ins().fence();
                 s.b.ins().jump(done, &[v.into()]);
             });
         }
@@ -235,6 +238,7 @@ impl Writer<'_, '_> {
         if w != W::B {
             let bad = self.misaligned(w, host);
             self.guard(bad, |s, _| {
+                s.b.ins().fence();
                 s.b.ins().store(guest_memory(), value, host, 0);
                 s.b.ins().jump(done, &[]);
             });

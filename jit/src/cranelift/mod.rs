@@ -4,6 +4,9 @@
 //! finds what must be known of the region before (with `observe.rs`), `writer.rs` makes blocks, edges and ways out,
 //! `flags.rs` keeps the status flags as declarations, `memory.rs` looks into the TLB, `values.rs` folds constants.
 
+#[cfg(all(test, feature = "arm64"))]
+mod aarch64_tests;
+mod explain;
 mod flags;
 mod memory;
 mod observe;
@@ -15,7 +18,7 @@ mod tests;
 mod values;
 mod writer;
 
-use crate::abi::{Code, Job, Untranslatable};
+use crate::abi::{Code, Explanation, Job, Untranslatable};
 use cranelift_codegen::Context;
 use cranelift_codegen::control::ControlPlane;
 use cranelift_codegen::ir::UserFuncName;
@@ -100,6 +103,7 @@ impl Cranelift {
             self.functions = FunctionBuilderContext::new();
             return Err(error);
         }
+        let intermediate = job.knobs.explain.then(|| explain::lines(&self.context.func));
         let code = match self.context.compile(&*isa, &mut ControlPlane::default()) {
             Ok(code) => code,
             Err(error) => return Err(Untranslatable(format!("{:?}", error.inner))),
@@ -107,7 +111,9 @@ impl Cranelift {
         if !code.buffer.relocs().is_empty() {
             return Err(failed("the code has relocations"));
         }
+        let explanation = intermediate
+            .map(|intermediate| Explanation { intermediate, origins: explain::origins(&code.buffer) });
         // Instructions are the region's, which the engine keeps.
-        Ok(Code { bytes: code.buffer.data().to_vec(), keep: Box::new(()) })
+        Ok(Code { bytes: code.buffer.data().to_vec(), keep: Box::new(()), explanation })
     }
 }

@@ -52,10 +52,11 @@ fn host() -> Option<std::sync::Arc<dyn TargetIsa>> {
 /// `(vcpu, address, what)`, `what` as `runtime::refill` has it: looks into the TLB, refills it if need be, and
 /// puts the host address into `SCRATCH[1]`, or 0.
 pub fn refill_preserving() -> Option<Vec<u8>> {
-    refill_for(&*host()?)
+    refill_for(&*host()?, runtime::refill as *const () as usize)
 }
 
-pub fn refill_for(isa: &dyn TargetIsa) -> Option<Vec<u8>> {
+/// The same for any host; `refill` is the address to call.
+pub fn refill_for(isa: &dyn TargetIsa, refill: usize) -> Option<Vec<u8>> {
     make(isa, signature(CallConv::PreserveAll, 3, 0), |b, params| {
         let (vcpu, address, what) = (params[0], params[1], params[2]);
         let mut callee = signature(isa.default_call_conv(), 2, 0);
@@ -83,7 +84,7 @@ pub fn refill_for(isa: &dyn TargetIsa) -> Option<Vec<u8>> {
 
         b.switch_to_block(miss);
         let what = b.ins().ireduce(types::I32, what);
-        let refill = b.ins().iconst(types::I64, runtime::refill as *const () as i64);
+        let refill = b.ins().iconst(types::I64, refill as i64);
         let call = b.ins().call_indirect(callee, refill, &[vcpu, address, what]);
         let filled = b.inst_results(call)[0];
         let none = b.ins().iconst(types::I64, 0);
@@ -102,10 +103,14 @@ pub fn refill_for(isa: &dyn TargetIsa) -> Option<Vec<u8>> {
 
 /// `(vcpu)`: `runtime::settle_flags`.
 pub fn settle_preserving() -> Option<Vec<u8>> {
-    let isa = host()?;
-    make(&*isa, signature(CallConv::PreserveAll, 1, 0), |b, params| {
+    settle_for(&*host()?, runtime::settle_flags as *const () as usize)
+}
+
+/// The same for any host; `settle` is the address to call.
+pub fn settle_for(isa: &dyn TargetIsa, settle: usize) -> Option<Vec<u8>> {
+    make(isa, signature(CallConv::PreserveAll, 1, 0), |b, params| {
         let callee = b.import_signature(signature(isa.default_call_conv(), 1, 0));
-        let address = b.ins().iconst(types::I64, runtime::settle_flags as *const () as i64);
+        let address = b.ins().iconst(types::I64, settle as i64);
         b.ins().call_indirect(callee, address, &[params[0]]);
         b.ins().return_(&[]);
     })

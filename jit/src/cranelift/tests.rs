@@ -2,7 +2,7 @@
 //! steps of random budgets, whole states compared at each stop.
 
 use super::{Cranelift, Effort};
-use crate::abi::{Job, Runtime, Slot};
+use crate::abi::{Job, Knobs, Runtime, Slot};
 use crate::region::{Limits, Region};
 use crate::{Jit, JitOptions, Tier};
 use rand::rngs::SmallRng;
@@ -17,9 +17,9 @@ use trimaran_cpu::shared::CodeFence;
 use trimaran_cpu::state::{Activity, Segment, attr, cr0, cr4, efer, gpr, seg};
 use trimaran_cpu::{Vcpu, VcpuConfig};
 
-const RAM: u64 = 0x20000;
-const CODE: u64 = 0x10000;
-const DATA: u64 = 0x14000;
+pub(super) const RAM: u64 = 0x20000;
+pub(super) const CODE: u64 = 0x10000;
+pub(super) const DATA: u64 = 0x14000;
 /// Not present; the page after it may only be read, and the one after that is no RAM.
 const HOLE: u64 = 0x18000;
 const DEVICE: u64 = 0x1A000;
@@ -86,12 +86,12 @@ impl Machine {
     }
 }
 
-fn config(ram: &Arc<Ram>) -> VcpuConfig {
+pub(super) fn config(ram: &Arc<Ram>) -> VcpuConfig {
     let (model, fence) = (Arc::new(Model::default()), CodeFence::new(1));
     VcpuConfig { id: 0, model, ram: ram.clone(), bus: Arc::new(SmallBus), fence }
 }
 
-fn set_up(engine: &mut dyn Engine, ram: &Ram, long: bool, code: &[u8], seed: u64) {
+pub(super) fn set_up(engine: &mut dyn Engine, ram: &Ram, long: bool, code: &[u8], seed: u64) {
     for (table, next) in [(0x1000u64, 0x2003u64), (0x2000, 0x3003), (0x3000, 0x4003)] {
         ram.write(table, &next.to_le_bytes());
     }
@@ -406,7 +406,7 @@ impl Maker<'_> {
     }
 }
 
-fn program(seed: u64, long: bool) -> Vec<u8> {
+pub(super) fn program(seed: u64, long: bool) -> Vec<u8> {
     let mut rng = SmallRng::seed_from_u64(seed);
     let mut maker = Maker { rng: &mut rng, long, out: Vec::new() };
     maker.program();
@@ -492,10 +492,16 @@ fn compile_some(compiler: &mut Cranelift, seeds: std::ops::Range<u64>) -> (usize
         set_up(&mut vcpu, &ram, true, &program(seed, true), seed);
         vcpu.run(0);
         let first = vcpu.block_at(CODE).expect("a block");
-        let limits = Limits { blocks: 32, insns: 150, trace: false };
+        let limits = Limits { blocks: 32, insns: 150, trace: false, only: None };
         let region = Region::form(&mut vcpu, first, CODE, limits).expect("a region");
         let slots: Vec<Slot> = (0..region.slots).map(|n| Slot::new(1, 0, n as u32)).collect();
-        let job = Job { region: &region, slots: slots.as_ptr() as usize, runtime: &runtime, counter: None };
+        let job = Job {
+            region: &region,
+            slots: slots.as_ptr() as usize,
+            runtime: &runtime,
+            counter: None,
+            knobs: Knobs::default(),
+        };
         let started = std::time::Instant::now();
         let code = compiler.compile(&job).unwrap_or_else(|e| panic!("seed {seed}: {e}"));
         time += started.elapsed().as_micros();
@@ -513,7 +519,7 @@ fn other_hosts() {
         for effort in [Effort::Quick, Effort::Speed] {
             let mut compiler = Cranelift::for_arch(arch, effort);
             let isa = compiler.isa.clone().expect("a back end");
-            assert!(super::stubs::refill_for(&*isa).is_some(), "{arch}: the stub");
+            assert!(super::stubs::refill_for(&*isa, 1).is_some(), "{arch}: the stub");
             let (insns, bytes, _) = compile_some(&mut compiler, 0..30);
             eprintln!("{arch} {effort:?}: {} bytes an instruction", bytes / insns.max(1));
         }

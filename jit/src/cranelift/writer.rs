@@ -17,7 +17,7 @@ use crate::abi::{self, Job, Slot, Untranslatable};
 use crate::region::{End, Target};
 use cranelift_codegen::ir::condcodes::IntCC;
 use cranelift_codegen::ir::{
-    AbiParam, Block, Endianness, InstBuilder, MemFlagsData, SigRef, Signature, Type,
+    AbiParam, Block, Endianness, InstBuilder, MemFlagsData, SigRef, Signature, SourceLoc, Type,
 };
 use cranelift_codegen::ir::{Value, types};
 use cranelift_codegen::isa::{CallConv, TargetIsa};
@@ -312,6 +312,7 @@ impl Writer<'_, '_> {
 
     fn tails(&mut self) {
         let Tails { leave, interpret, done } = self.tails;
+        self.b.set_srcloc(SourceLoc::default());
         for (block, interpreted) in [(leave, false), (interpret, true)] {
             self.b.switch_to_block(block);
             let params: Vec<Value> = self.b.block_params(block).to_vec();
@@ -419,6 +420,9 @@ impl Writer<'_, '_> {
             self.next += i64::from(insn.len);
             self.rest = (block.insns.len() - k) as i64;
             self.live = facts.live;
+            if self.job.knobs.explain {
+                self.b.set_srcloc(super::explain::location(self.delta));
+            }
             let last = k + 1 == block.insns.len();
             let leaves = last && (block.end == End::Dispatcher || transfers(insn.kernel) && !facts.native);
             if leaves {

@@ -235,6 +235,9 @@ impl Emitter<'_> {
 
     /// The page to share, and whether it is filled; None: no registers for it.
     fn shared_page(&mut self, s: Sharing, write: bool) -> Option<(Page, bool)> {
+        if self.job.knobs.no_shared_checks {
+            return None;
+        }
         let slot = usize::from(s.name != STACK);
         if let Some(page) = self.state.pages[slot]
             && page.name == s.name

@@ -57,5 +57,5 @@ pub fn compile(job: &Job) -> Result<Code, Untranslatable> {
     e.common_code(&keep);
     let Emitter { asm, cold, labels, .. } = e;
     let bytes = asm.finish(&cold, &labels).ok_or_else(|| Untranslatable("a jump to nowhere".into()))?;
-    Ok(Code { bytes, keep })
+    Ok(Code { bytes, keep, explanation: None })
 }

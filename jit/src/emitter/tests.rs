@@ -1,7 +1,7 @@
 //! The emitter against the interpreter: random code on two small machines, whole states compared.
 
 use super::{compile, miss, shapes, vector_tests};
-use crate::abi::{self, JUMP_ENTRIES, Job, JumpEntry, Slot};
+use crate::abi::{self, JUMP_ENTRIES, Job, JumpEntry, Knobs, Slot};
 use crate::buffer::CodeBuffer;
 use crate::region::{Limits, Region};
 use crate::runtime::collect_float_flags;
@@ -334,7 +334,7 @@ impl Bench {
         let Some(first) = v.block_at(rip) else { return false };
         v.stop_block = false;
         v.shared.clear(!0);
-        let limits = Limits { blocks: 8, insns: 200, trace };
+        let limits = Limits { blocks: 8, insns: 200, trace, only: None };
         let Some(region) = Region::form(v, first, rip, limits) else { return false };
         let slots: Vec<Slot> =
             (0..region.slots).map(|n| Slot::new(self.runtime.unlinked as u64, 0, n as u32)).collect();
@@ -344,6 +344,7 @@ impl Bench {
             slots: slots.as_ptr() as usize,
             runtime: &self.runtime,
             counter: counter.map(|_| &raw mut counted as usize),
+            knobs: Knobs::default(),
         };
         let code = compile(&job).unwrap_or_else(|e| panic!("{e}: {region:?}"));
         self.buffer.reserve(code.bytes.len()).unwrap();
@@ -522,7 +523,7 @@ fn locked_instructions_are_atomic() {
                 let first = v.block_at(rip).unwrap();
                 v.shared.clear(!0);
                 v.stop_block = false;
-                let limits = Limits { blocks: 1, insns: 20, trace: true };
+                let limits = Limits { blocks: 1, insns: 20, trace: true, only: None };
                 let region = Region::form(v, first, rip, limits).unwrap();
                 let slots: Vec<Slot> = (0..region.slots)
                     .map(|n| Slot::new(bench.runtime.unlinked as u64, 0, n as u32))
@@ -532,6 +533,7 @@ fn locked_instructions_are_atomic() {
                     slots: slots.as_ptr() as usize,
                     runtime: &bench.runtime,
                     counter: None,
+                    knobs: Knobs::default(),
                 };
                 let made = compile(&job).unwrap();
                 let at = bench.buffer.put(&made.bytes);

@@ -20,6 +20,7 @@ mod values;
 use crate::engine;
 use crate::flat::Machine;
 use generate::Program;
+use iced_x86::Mnemonic;
 use kernel::{INTERRUPT, at};
 use rand::rngs::SmallRng;
 use rand::{Rng, SeedableRng};
@@ -32,6 +33,17 @@ pub const TIERS: [&str; 3] = ["jit-emit", "jit-cranelift", "jit-all"];
 
 /// How long a program runs at most.
 const LIMIT: u64 = 20_000;
+
+/// Regions of these end in the middle of blocks.
+const FEW: &[Mnemonic] = &[
+    Mnemonic::Mov,
+    Mnemonic::Add,
+    Mnemonic::Cmp,
+    Mnemonic::Jne,
+    Mnemonic::Je,
+    Mnemonic::Dec,
+    Mnemonic::Push,
+];
 
 /// A program with the budgets that it is run with.
 pub struct Case {
@@ -71,6 +83,8 @@ impl Case {
         options.no_links = rng.random_ratio(1, 10);
         // With both tiers the second works in the background, or not at all.
         options.foreground = options.tier != Tier::All;
+        options.no_shared_checks = rng.random_ratio(1, 12);
+        options.only = rng.random_ratio(1, 12).then_some(FEW);
         options
     }
 

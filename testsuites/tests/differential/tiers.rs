@@ -73,3 +73,29 @@ fn the_background_is_asked_once() {
         .find_map(|l| l.trim().strip_prefix("cranelift: ")?.split(' ').next()?.parse::<u64>().ok());
     assert!(made.is_some_and(|n| (1..=4).contains(&n)), "{report}");
 }
+
+/// Only the instructions asked for run in translated code, whatever stands between them.
+#[test]
+fn regions_end_before_other_instructions() {
+    use iced_x86::Mnemonic::{Add, Dec, Jne, Mov};
+    let cases: [(Option<&'static [iced_x86::Mnemonic]>, std::ops::Range<u64>); 4] =
+        [(None, 390..410), (Some(&[Add, Dec, Jne]), 290..310), (Some(&[Add]), 90..110), (Some(&[Mov]), 0..1)];
+    for (only, hundredths) in cases {
+        let options = trimaran_jit::JitOptions { warm: 2, foreground: true, only, ..Default::default() };
+        let mut m = machine(&trimaran_jit::Jit { options }, 1);
+        write(&m, at::CODE, &|a| {
+            let mut head = a.create_label();
+            a.xor(ecx, ecx)?;
+            a.or(ecx, 10_000)?;
+            a.set_label(&mut head)?;
+            a.add(rax, rcx)?;
+            a.xor(rbx, rax)?;
+            a.dec(ecx)?;
+            a.jne(head)?;
+            a.hlt()
+        });
+        assert_eq!(m.engine.run(1 << 20), Stop::Halted);
+        let each = trimaran_testsuites::differential::translated(&m) / 100;
+        assert!(hundredths.contains(&each), "{only:?}: {each} hundredths of a round are translated");
+    }
+}
