@@ -56,7 +56,9 @@ pub trait Kick: Send + Sync {
 impl VcpuShared {
     pub fn raise(&self, bits: u32) {
         self.attention.fetch_or(bits, SeqCst);
+        // One kick brings it back: more would only keep it from getting anywhere.
         if self.away.load(SeqCst)
+            && self.away.swap(false, SeqCst)
             && let Some(kick) = &*self.kick.lock().unwrap_or_else(PoisonError::into_inner)
         {
             kick.kick();

@@ -1,0 +1,399 @@
+//! The engine of one vCPU. Guest code runs in KVM; the boundary between two runs is ours.
+//!
+//! The state is KVM's (`loaded`), ours (`fetched`), or both. Everything rare goes the same way: fetch the state, let
+//! the interpreter take its step, load the state again.
+
+use super::clock::Tsc;
+use super::exits::Exit;
+use super::hardware::Hardware;
+use super::registers::{self, Begun};
+use super::vm::Vm;
+use crate::report::{Kind, Report, Trial};
+use kvm_bindings::{KVM_GUESTDBG_ENABLE, KVM_GUESTDBG_USE_HW_BP, kvm_guest_debug};
+use std::sync::Arc;
+use std::sync::atomic::Ordering::*;
+use trimaran_cpu::bus::Page;
+use trimaran_cpu::engine::{Engine, Stop};
+use trimaran_cpu::shared::attention::{CODE, DEADLINE, DROP_WRITES, INIT, INTR, NMI, REMAP, SIPI, SMI, STOP};
+use trimaran_cpu::state::{Activity, CpuState, RFlags, Shadow, cr0};
+use trimaran_cpu::{Counters, Vcpu};
+
+/// Events of the attention word that the interpreter delivers.
+const RARE: u32 = INIT | SIPI | SMI | NMI;
+/// Budgets up to this many instructions are kept to the instruction, by the interpreter. KVM does not count.
+const EXACT: u64 = 4096;
+/// Instructions that the interpreter runs when KVM could not run one: the next ones may be like it.
+const FEW: u64 = 64;
+/// Instructions that it runs at a time in modes that KVM does not have.
+const MANY: u64 = 1_000_000;
+
+/// See the head of this file.
+pub struct KvmVcpu {
+    vm: Arc<Vm>,
+    pub(super) hardware: Hardware,
+    /// The state, and the interpreter.
+    pub(super) vcpu: Vcpu,
+    report: Arc<Report>,
+    /// KVM has the state.
+    loaded: bool,
+    /// `vcpu.state` is the state.
+    fetched: bool,
+    /// The last exit left something for the next run to finish.
+    pub(super) unfinished: bool,
+    /// An interrupt can be injected now.
+    ready: bool,
+    tsc: Tsc,
+    stop_points: bool,
+    failure: Option<String>,
+    /// Instructions that KVM could not run.
+    not_emulated: u64,
+}
+
+impl KvmVcpu {
+    pub fn new(vm: Arc<Vm>, hardware: Hardware, vcpu: Vcpu, report: Arc<Report>) -> Self {
+        let tsc = Tsc::new(vcpu.model.tsc_khz, report.works(Trial::TimeStamp));
+        KvmVcpu {
+            vm,
+            hardware,
+            vcpu,
+            report,
+            loaded: false,
+            fetched: true,
+            unfinished: false,
+            ready: false,
+            tsc,
+            stop_points: false,
+            failure: None,
+            not_emulated: 0,
+        }
+    }
+
+    fn run_guest(&mut self, budget: u64) -> Result<Stop, String> {
+        if budget <= EXACT {
+            return Ok(self.interpret(budget)?.unwrap_or(Stop::Budget));
+        }
+        loop {
+            if let Some(stop) = self.boundary()? {
+                return Ok(stop);
+            }
+            if !self.loaded {
+                if self.unfit() {
+                    match self.interpret(MANY)? {
+                        Some(stop) => return Ok(stop),
+                        None => continue,
+                    }
+                }
+                self.load()?;
+            }
+            self.set_time()?;
+            let stop = match self.enter()? {
+                Exit::Served => None,
+                Exit::Reload => {
+                    self.take_back()?;
+                    None
+                }
+                Exit::Halted => {
+                    self.vcpu.state.activity = Activity::Halted;
+                    None
+                }
+                Exit::StopPoint => Some(Stop::Point),
+                Exit::NotEmulated => self.step_over()?,
+                Exit::Shutdown => self.shut_down()?,
+                Exit::Failed(reason) => return Err(format!("{reason} {}", self.place())),
+            };
+            if let Some(stop) = stop {
+                return Ok(stop);
+            }
+        }
+    }
+
+    /// Has the TSC follow the machine's clock.
+    fn set_time(&mut self) -> Result<(), String> {
+        let (bus, id, offset) = (&self.vcpu.bus, self.vcpu.id, self.vcpu.state.msr.tsc_offset);
+        let new = self.tsc.follow(&self.hardware, &self.vm, || bus.clock(id), offset)?;
+        if new != offset {
+            self.vcpu.state.msr.tsc_offset = new;
+            bus.tsc_offset_changed(id, new);
+        }
+        Ok(())
+    }
+
+    /// Looks at the attention word.
+    fn boundary(&mut self) -> Result<Option<Stop>, String> {
+        let shared = self.vcpu.shared.clone();
+        let pending = shared.pending();
+        if pending & DROP_WRITES != 0 {
+            // The interpreter's TLB is empty whenever it starts.
+            self.vcpu.fence.answer(self.vcpu.id);
+        }
+        shared.clear(pending & CODE);
+        if pending & REMAP != 0 {
+            shared.clear(REMAP);
+            self.vm.map_memory().map_err(|e| e.to_string())?;
+            self.vcpu.remap();
+            if !self.vcpu.fence.a20.load(Acquire) {
+                self.take_back()?;
+            }
+        }
+        if pending & RARE != 0 {
+            return self.interpret(1);
+        }
+        if pending & (STOP | DEADLINE) != 0 {
+            shared.clear(STOP | DEADLINE);
+            return Ok(Some(Stop::Asked));
+        }
+        Ok(match self.vcpu.state.activity {
+            Activity::Running => None,
+            Activity::Halted | Activity::MonitorWait if pending & INTR != 0 && self.interrupts_enabled() => {
+                self.vcpu.state.activity = Activity::Running;
+                None
+            }
+            Activity::Shutdown => Some(Stop::Shutdown),
+            _ => Some(Stop::Halted),
+        })
+    }
+
+    fn interrupts_enabled(&self) -> bool {
+        if self.fetched {
+            self.vcpu.state.rflags.contains(RFlags::IF)
+        } else {
+            self.hardware.interrupts_enabled()
+        }
+    }
+
+    /// Whether the state, which is ours, is for the interpreter: KVM has no place for some of it, or cannot run it.
+    fn unfit(&self) -> bool {
+        let s = &self.vcpu.state;
+        let paged = s.cr0 & cr0::PG != 0;
+        let mode = match (s.long_mode(), s.protected()) {
+            (true, _) => Trial::LongMode,
+            (false, true) if paged => Trial::Paging32,
+            (false, true) => Trial::ProtectedMode,
+            (false, false) => Trial::RealMode,
+        };
+        let a20_masked = !self.vcpu.fence.a20.load(Acquire);
+        a20_masked || s.smm || s.smi_pending || s.pending_debug != 0 || !self.report.works(mode)
+    }
+
+    /// The interpreter runs up to `budget` instructions. None: it has.
+    fn interpret(&mut self, budget: u64) -> Result<Option<Stop>, String> {
+        let alone = !self.loaded && self.vcpu.fence.vcpus.len() == 1;
+        self.take_back()?;
+        if !alone {
+            // Memory was written without regard to code marks.
+            self.vcpu.forget_code();
+        }
+        Ok(match self.vcpu.run(budget) {
+            Stop::Budget => None,
+            stop => Some(stop),
+        })
+    }
+
+    /// The state is ours, and KVM's copy is void.
+    fn take_back(&mut self) -> Result<(), String> {
+        self.fetch()?;
+        self.loaded = false;
+        Ok(())
+    }
+
+    fn load(&mut self) -> Result<(), String> {
+        let (bus, id) = (&self.vcpu.bus, self.vcpu.id);
+        let apic_base = bus.read_apic_msr(id, 0x1B).and_then(Result::ok).unwrap_or(0);
+        let state = &self.vcpu.state;
+        registers::load(&self.hardware, state, apic_base, bus.task_priority(id))?;
+        self.ready = state.rflags.contains(RFlags::IF) && state.shadow == Shadow::None;
+        self.loaded = true;
+        self.unfinished = false;
+        Ok(())
+    }
+
+    fn fetch(&mut self) -> Result<(), String> {
+        if self.fetched {
+            return Ok(());
+        }
+        self.finish_access()?;
+        let begun = registers::fetch(&self.hardware, &mut self.vcpu.state)?;
+        self.fetched = true;
+        if let Some(begun) = begun {
+            self.loaded = false;
+            self.vcpu.forget_code();
+            match begun {
+                Begun::Interrupt(vector) => self.vcpu.finish_interrupt(vector),
+                Begun::Exception(vector, error) => self.vcpu.finish_exception(vector, error),
+            }
+        }
+        Ok(())
+    }
+
+    /// Has KVM finish the instruction whose access was served last.
+    fn finish_access(&mut self) -> Result<(), String> {
+        while self.unfinished {
+            self.unfinished = false;
+            self.hardware.set_immediate_exit(true);
+            let exit = self.serve_run();
+            self.hardware.set_immediate_exit(false);
+            if let Exit::Failed(reason) = exit? {
+                return Err(reason);
+            }
+        }
+        Ok(())
+    }
+
+    /// Injects an interrupt if one is requested and can be, and runs guest code.
+    fn enter(&mut self) -> Result<Exit, String> {
+        let shared = self.vcpu.shared.clone();
+        if shared.pending() & INTR != 0
+            && self.ready
+            && let Some(vector) = self.vcpu.bus.acknowledge_interrupt(self.vcpu.id)
+        {
+            self.hardware.interrupt(vector).map_err(|e| format!("KVM refuses interrupt {vector:#x}: {e}"))?;
+            self.vcpu.counters.interrupts += 1;
+            (self.ready, self.fetched) = (false, false);
+        }
+        let requested = shared.pending() & INTR;
+        self.hardware.request_interrupt_window(requested != 0);
+        let priority = self.vcpu.bus.task_priority(self.vcpu.id);
+        self.hardware.set_task_priority(priority);
+        shared.set_away(true);
+        // What is raised from here on is a kick.
+        if shared.pending() & !requested != 0 {
+            shared.set_away(false);
+            return Ok(Exit::Served);
+        }
+        (self.fetched, self.unfinished) = (false, false);
+        let exit = self.serve_run();
+        shared.set_away(false);
+        self.hardware.set_immediate_exit(false);
+        self.ready = self.hardware.ready_for_interrupt();
+        let now = self.hardware.task_priority();
+        if now != priority {
+            self.vcpu.bus.set_task_priority(self.vcpu.id, now);
+        }
+        exit
+    }
+
+    /// KVM cannot run the next instruction: the interpreter does.
+    fn step_over(&mut self) -> Result<Option<Stop>, String> {
+        self.take_back()?;
+        self.not_emulated += 1;
+        self.vcpu.counters.unimplemented += 1;
+        if self.not_emulated == 1 {
+            let place = self.place();
+            tracing::warn!(target: "kvm", cpu = self.vcpu.id, "KVM cannot run an instruction {place}: the interpreter does");
+        }
+        self.interpret(FEW)
+    }
+
+    /// KVM says that the guest met a triple fault. Some software KVMs say so of what they do not know.
+    fn shut_down(&mut self) -> Result<Option<Stop>, String> {
+        self.take_back()?;
+        if self.report.kind() == Kind::Software {
+            return self.interpret(FEW);
+        }
+        self.vcpu.state.activity = Activity::Shutdown;
+        Ok(Some(Stop::Shutdown))
+    }
+
+    /// RIP and the bytes there, for messages.
+    fn place(&mut self) -> String {
+        if let Err(e) = self.fetch() {
+            return format!("(state unknown: {e})");
+        }
+        let (cs, rip) = (self.vcpu.state.seg[trimaran_cpu::state::seg::CS].selector, self.vcpu.state.rip());
+        let linear = self.vcpu.code_address(rip);
+        self.vcpu.flush_tlb(false);
+        let bytes: Vec<String> = (0..15).map_while(|n| self.byte_at(linear.wrapping_add(n))).collect();
+        let bytes = if bytes.is_empty() { "cannot be read".into() } else { bytes.join(" ") };
+        format!("at {cs:04x}:{rip:x}, where the bytes are {bytes}")
+    }
+
+    fn byte_at(&mut self, linear: u64) -> Option<String> {
+        let physical = self.vcpu.probe(linear)?;
+        let Page::Ram { offset, .. } = self.vcpu.bus.page(physical & !0xFFF, self.vcpu.state.smm) else {
+            return None;
+        };
+        let mut byte = [0];
+        self.vcpu.ram.read(offset + physical % 0x1000, &mut byte).then(|| format!("{:02x}", byte[0]))
+    }
+
+    /// The machine ends, and says why.
+    fn fail(&mut self, reason: String) -> Stop {
+        self.failure = Some(reason);
+        // Whatever can still be had of the state is shown by the monitor.
+        (self.fetched, self.unfinished) = (true, false);
+        Stop::Failed
+    }
+}
+
+impl Engine for KvmVcpu {
+    fn run(&mut self, budget: u64) -> Stop {
+        if self.failure.is_some() {
+            return Stop::Failed;
+        }
+        self.vcpu.shared.set_kick(self.hardware.on_this_thread());
+        let stop = self.run_guest(budget);
+        stop.unwrap_or_else(|reason| self.fail(reason))
+    }
+
+    fn state(&mut self) -> &mut CpuState {
+        if let Err(reason) = self.fetch() {
+            self.fail(reason);
+        }
+        &mut self.vcpu.state
+    }
+
+    fn state_changed(&mut self) {
+        self.loaded = false;
+        self.tsc.forget();
+        self.vcpu.state_loaded();
+    }
+
+    fn probe(&mut self, linear: u64) -> Option<u64> {
+        self.fetch().ok()?;
+        self.vcpu.flush_tlb(false);
+        self.vcpu.probe(linear)
+    }
+
+    fn counters(&self) -> Counters {
+        self.vcpu.counters
+    }
+
+    fn name(&self) -> &'static str {
+        "kvm"
+    }
+
+    fn failure(&self) -> Option<String> {
+        self.failure.clone()
+    }
+
+    fn describe_tlb(&self) -> String {
+        "the host's processor has the TLB, and does not show it\n".into()
+    }
+
+    fn describe_translator(&self) -> String {
+        let slots = self.vm.memory_slots();
+        format!(
+            "KVM                 {} instructions it could not run, {slots} memory slots\n",
+            self.not_emulated
+        )
+    }
+
+    fn stop_at(&mut self, addresses: &[u64]) -> Result<(), String> {
+        let mut debug = kvm_guest_debug::default();
+        if addresses.len() > 4 {
+            return Err(format!("the host's processor has 4 breakpoints, not {}", addresses.len()));
+        }
+        if !addresses.is_empty() {
+            debug.control = KVM_GUESTDBG_ENABLE | KVM_GUESTDBG_USE_HW_BP;
+            debug.arch.debugreg[..addresses.len()].copy_from_slice(addresses);
+            // One enable bit each; kind "execution" and length 1 are zeros.
+            debug.arch.debugreg[7] = (0..addresses.len()).fold(0x400, |dr7, n| dr7 | 2 << (n * 2));
+        }
+        if self.stop_points || !addresses.is_empty() {
+            self.hardware.fd.set_guest_debug(&debug).map_err(|e| format!("KVM refuses breakpoints: {e}"))?;
+        }
+        self.stop_points = !addresses.is_empty();
+        self.vcpu.stop_points = addresses.into();
+        Ok(())
+    }
+}
