@@ -140,6 +140,8 @@ const LONG_STEPS: &[(&str, &str)] = &[
     ("jit", "-p trimaran-testsuites --test hostile"),
     ("jit", "-p trimaran-testsuites --test guests"),
     ("jit", "-p trimaran-testsuites --test differential"),
+    ("jit", "-p trimaran-testsuites --test litmus"),
+    ("jit", "-p trimaran-testsuites --test fuzz"),
     ("jit", "-p trimaran-testsuites --test silicon"),
 ];
 
@@ -153,7 +155,7 @@ const OTHER_ENGINES: &[(&str, &str)] = &[
 fn run_step(root: &Path, engine: &str, step: &str, env: &[(String, String)]) -> Result<()> {
     let mut env = env.to_vec();
     env.push(("TRIMARAN_ENGINE".into(), engine.into()));
-    if step.contains("differential") {
+    if step.contains("differential") || step.contains("fuzz") {
         // A case there is a program of thousands of instructions, on two tiers.
         for (name, value) in &mut env {
             if name == "TRIMARAN_CASES" {

@@ -122,6 +122,48 @@ pub fn program(seed: u64, only: Option<&str>) -> Program {
     Program { world, images, gpr, xmm, rflags, start, breakpoint, task_switched }
 }
 
+/// Random bytes as code, of one of several mixtures. The kernel steps over what faults, byte by byte.
+pub fn bytes(seed: u64) -> Program {
+    const PREFIXES: &[u8] = &[0x66, 0x67, 0xF0, 0xF2, 0xF3, 0x2E, 0x64, 0x65, 0x40, 0x48, 0x4F];
+    // Escapes, and opcodes with ModRM that are of many instructions.
+    const OPCODES: &[u8] =
+        &[0x0F, 0x0F, 0x0F, 0x01, 0x03, 0x31, 0x3B, 0x63, 0x81, 0x83, 0x87, 0x8B, 0xC1, 0xD3, 0xF7, 0xFF];
+    let mut rng = SmallRng::seed_from_u64(seed ^ 0xB17E5);
+    let world = world(&mut rng);
+    let mixture = rng.random_range(0..4);
+    let mut code = vec![0; (at::CODE_END - at::CODE) as usize];
+    for byte in &mut code {
+        *byte = match rng.random_range(0..16) {
+            0 if mixture > 0 => PREFIXES[rng.random_range(0..PREFIXES.len())],
+            1..4 if mixture > 1 => OPCODES[rng.random_range(0..OPCODES.len())],
+            4..6 if mixture > 2 => rng.random_range(0..8) * 8 | 0xC0,
+            _ => rng.random(),
+        };
+        // HLT would end it.
+        if *byte == 0xF4 {
+            *byte = 0x90;
+        }
+    }
+    let start = at::CODE + rng.random_range(0..0x4000);
+    let mut data = vec![0; (at::STACK - at::DATA) as usize];
+    rng.fill(&mut data[..]);
+    let mut images = world.images(&[]);
+    images.push((at::LENGTHS, vec![1; code.len()]));
+    images.push((at::CODE, code));
+    images.push((at::DATA, data));
+    images.push((at::CHECKPOINT, start.to_le_bytes().to_vec()));
+    let mut register = |n: usize| match rng.random_range(0..3) {
+        _ if n >= 8 && world.bits() == 32 => 0,
+        0 => rng.random_range(at::DATA..at::DATA_END),
+        1 => values::integer(&mut rng) & if world.bits() == 64 { !0 } else { 0xFFFF_FFFF },
+        _ => rng.random_range(at::CODE..at::CODE_END),
+    };
+    let gpr = std::array::from_fn(&mut register);
+    let xmm = std::array::from_fn(|n| if n < 8 || world.bits() == 64 { values::vector(&mut rng) } else { 0 });
+    let rflags = rng.random::<u64>() & 0xAD5;
+    Program { world, images, gpr, xmm, rflags, start, breakpoint: None, task_switched: false }
+}
+
 /// The two pages of functions of the same shape.
 fn twins(rng: &mut SmallRng, world: &World, only: Option<&str>) -> (Vec<u8>, Vec<u8>) {
     let mut b = Builder::new(rng, world, only);

@@ -48,13 +48,25 @@ const FEW: &[Mnemonic] = &[
 /// A program with the budgets that it is run with.
 pub struct Case {
     pub seed: u64,
+    /// Which test runs it, as cargo names it.
+    test: &'static str,
     pub program: Program,
     /// Budget, and whether a device interrupts before it is spent.
     pub slices: Vec<(u64, bool)>,
 }
 
 impl Case {
+    /// Instructions that make sense; see [`run`] for `only`.
     pub fn new(seed: u64, only: Option<&str>) -> Self {
+        Self::of(seed, "differential random", generate::program(seed, only))
+    }
+
+    /// Random bytes as code.
+    pub fn bytes(seed: u64) -> Self {
+        Self::of(seed, "fuzz bytes", generate::bytes(seed))
+    }
+
+    fn of(seed: u64, test: &'static str, program: Program) -> Self {
         let mut rng = SmallRng::seed_from_u64(!seed);
         let (limit, longest) = match rng.random_range(0..4) {
             0 => (LIMIT, LIMIT),
@@ -70,7 +82,7 @@ impl Case {
             slices.push((n, interrupts && rng.random_ratio(1, 8)));
             sum += n;
         }
-        Case { seed, program: generate::program(seed, only), slices }
+        Case { seed, test, program, slices }
     }
 
     /// The options of a translator for this case: everything is translated soon.
@@ -162,11 +174,16 @@ pub struct Report {
     pub failures: Vec<String>,
 }
 
-/// Runs the cases of these seeds on a tier.
+/// Runs the cases of these seeds on a tier. `only`: prefix of iced's name of the instruction forms to draw from, in lower
+/// case.
 pub fn run(tier: &str, seeds: impl Iterator<Item = u64>, only: Option<&str>) -> Report {
+    run_cases(tier, seeds.map(|seed| Case::new(seed, only)))
+}
+
+/// Runs cases on a tier, until five have failed.
+pub fn run_cases(tier: &str, cases: impl Iterator<Item = Case>) -> Report {
     let mut report = Report::default();
-    for seed in seeds {
-        let case = Case::new(seed, only);
+    for case in cases {
         let options = case.options(tier);
         let (found, translated) = lockstep(&case, &case.slices, &Jit { options }, 16);
         report.cases += 1;

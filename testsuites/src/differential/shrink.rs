@@ -75,8 +75,8 @@ pub fn describe(case: &Case, tier: &str, options: JitOptions, first: &Difference
     let _ = write!(
         out,
         "  again: TRIMARAN_ENGINE={tier} TRIMARAN_CASES=1 TRIMARAN_SEED={} cargo test -p trimaran-testsuites --test \
-         differential random",
-        case.seed
+         {}",
+        case.seed, case.test
     );
     out
 }

@@ -1,0 +1,99 @@
+//! Random bytes as code, on the translator and on the interpreter, under limits of time and memory: no panic, no hang, no
+//! difference.
+//!
+//! Environment as for the differential tester: `TRIMARAN_CASES`, `TRIMARAN_SEED`, `TRIMARAN_ENGINE`.
+
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+use trimaran_testsuites::differential::{Case, TIERS, run_cases};
+
+/// For one case: about a thousand times what it takes.
+const TIME: Duration = Duration::from_secs(60);
+/// Resident memory of the whole test.
+const MEMORY: u64 = 2 << 30;
+
+/// Ends the process if a case takes too long, or the process too much memory.
+struct Watchdog {
+    seed: AtomicU64,
+    since: Mutex<Instant>,
+}
+
+impl Watchdog {
+    fn start() -> Arc<Self> {
+        let dog = Arc::new(Watchdog { seed: AtomicU64::new(0), since: Mutex::new(Instant::now()) });
+        let watched = Arc::downgrade(&dog);
+        std::thread::spawn(move || {
+            while let Some(dog) = watched.upgrade() {
+                let seed = dog.seed.load(Relaxed);
+                if dog.since.lock().is_ok_and(|since| since.elapsed() > TIME) {
+                    eprintln!("seed {seed}: still running after {TIME:?}");
+                    std::process::abort();
+                }
+                if resident().is_some_and(|bytes| bytes > MEMORY) {
+                    eprintln!("seed {seed}: more than {MEMORY} bytes of memory");
+                    std::process::abort();
+                }
+                drop(dog);
+                std::thread::sleep(Duration::from_millis(20));
+            }
+        });
+        dog
+    }
+
+    fn case(&self, seed: u64) -> Case {
+        self.seed.store(seed, Relaxed);
+        if let Ok(mut since) = self.since.lock() {
+            *since = Instant::now();
+        }
+        Case::bytes(seed)
+    }
+}
+
+/// Resident memory of this process; None where the host does not tell.
+fn resident() -> Option<u64> {
+    let text = std::fs::read_to_string("/proc/self/status").ok()?;
+    let line = text.lines().find_map(|l| l.strip_prefix("VmRSS:"))?;
+    Some(line.split_whitespace().next()?.parse::<u64>().ok()? << 10)
+}
+
+fn number(name: &str) -> Option<u64> {
+    std::env::var(name).ok().and_then(|v| v.parse().ok())
+}
+
+fn fuzz(tier: &str) {
+    if std::env::var("TRIMARAN_ENGINE").is_ok_and(|wanted| wanted != tier && TIERS.contains(&wanted.as_str()))
+    {
+        println!("skipped: TRIMARAN_ENGINE asks for another tier than {tier}");
+        return;
+    }
+    let first = number("TRIMARAN_SEED").unwrap_or(1);
+    let wanted = number("TRIMARAN_CASES").unwrap_or(100);
+    // Cranelift takes its time.
+    let cases = if tier == "jit-cranelift" { (wanted / 30).max(1) } else { wanted };
+    let dog = Watchdog::start();
+    let report = run_cases(tier, (first..first + cases).map(|seed| dog.case(seed)));
+    println!("{tier}: {} cases, {} instructions in translated code", report.cases, report.translated);
+    assert!(report.failures.is_empty(), "{}", report.failures.join("\n\n"));
+    assert!(
+        cases < 5 || report.translated > cases * 50,
+        "{} instructions in translated code",
+        report.translated
+    );
+}
+
+#[test]
+#[cfg(target_arch = "x86_64")]
+fn bytes_emitted() {
+    fuzz("jit-emit");
+}
+
+#[test]
+fn bytes_by_cranelift() {
+    fuzz("jit-cranelift");
+}
+
+#[test]
+fn bytes_on_all_tiers() {
+    fuzz("jit-all");
+}
