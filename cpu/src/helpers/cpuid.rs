@@ -13,6 +13,20 @@ pub const XCR0_BITS: u64 = 3;
 /// Size of the XSAVE area for the components of XCR0: legacy region and header.
 const XSAVE_SIZE: u32 = 512 + 64;
 
+/// The crystal that drives the APIC timer.
+const CRYSTAL_KHZ: u32 = 1_000_000;
+
+/// The TSC's frequency as a fraction of the crystal's. Linux multiplies the crystal's kilohertz by the numerator in 32
+/// bits, so that must stay small; a frequency that needs a large one is told to the megahertz.
+fn tsc_ratio(khz: u32) -> (u32, u32) {
+    let (mut a, mut b) = (khz, CRYSTAL_KHZ);
+    while b != 0 {
+        (a, b) = (b, a % b);
+    }
+    let whole = (khz / a.max(1), CRYSTAL_KHZ / a.max(1));
+    if whole.0 <= u32::MAX / CRYSTAL_KHZ { whole } else { (khz / 1000, CRYSTAL_KHZ / 1000) }
+}
+
 /// CPUID.
 pub fn cpuid(v: &mut Vcpu, _: &Insn) -> Result<(), Exit> {
     let (leaf, sub) = (v.state.gpr[gpr::RAX] as u32, v.state.gpr[gpr::RCX] as u32);
@@ -80,7 +94,10 @@ impl Vcpu {
                 _ => [0; 4],
             },
             // The crystal of 1 GHz drives the APIC timer; the TSC is this part of it.
-            0x15 => [1_000_000, m.tsc_khz, 1_000_000_000, 0],
+            0x15 => {
+                let (numerator, denominator) = tsc_ratio(m.tsc_khz);
+                [denominator, numerator, CRYSTAL_KHZ * 1000, 0]
+            }
             0x16 => [m.tsc_khz / 1000, m.tsc_khz / 1000, 1000, 0],
             0x4000_0000 => {
                 let mut w = words(b"TrimaranTrim");
@@ -127,4 +144,20 @@ fn cache(sub: u32, cpus: u32) -> [u32; 4] {
         sets - 1,
         0,
     ]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn guests_can_compute_the_frequency_in_32_bits() {
+        for (khz, ratio) in
+            [(1_000_000, (1, 1)), (2_400_000, (12, 5)), (2_095_078, (2095, 1000)), (0, (0, 1))]
+        {
+            let (numerator, denominator) = tsc_ratio(khz);
+            assert_eq!((numerator, denominator), ratio);
+            assert!(CRYSTAL_KHZ.checked_mul(numerator).is_some());
+        }
+    }
 }
