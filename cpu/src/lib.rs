@@ -25,6 +25,7 @@ pub mod shared;
 mod simd;
 pub mod state;
 pub mod tlb;
+pub mod trace;
 pub mod translate;
 mod vcpu;
 

@@ -370,7 +370,11 @@ impl Vcpu {
             let next = self.wrap_linear(address.wrapping_add(u64::from(size) - 1)) & !(PAGE - 1);
             place.second = self.translate(next, Access::Read, self.plain_class)?;
         }
-        Ok(self.get(&place, size))
+        let value = self.get(&place, size);
+        if self.class == Class::Slow {
+            self.log_value(value);
+        }
+        Ok(value)
     }
 
     /// Translates a place for write; fast places get their host address.
@@ -408,6 +412,7 @@ impl Vcpu {
                 return Err(self.raise_code(vector::AC, 0));
             }
             self.note_data_breakpoints(address, size, write);
+            self.log_access(address, size, write);
         }
         Ok(())
     }

@@ -198,6 +198,7 @@ impl Vcpu {
             self.deliver_fault();
             return blocks::NONE;
         }
+        self.log_instruction(rip);
         let shadow = std::mem::replace(&mut self.state.shadow, Shadow::None);
         // IRET and the task switch load RF; every other instruction clears it.
         self.state.rflags.remove(RFlags::RF);
@@ -263,8 +264,10 @@ impl Vcpu {
         let dr7 = s.dr[7];
         let breakpoints =
             dr7 & 0xFF != 0 && (0..4).any(|n| dr7 >> (n * 2) & 3 != 0 && dr7 >> (16 + n * 4) & 3 == 0);
-        self.careful =
-            s.rflags.intersects(RFlags::TF | RFlags::RF) || s.shadow != Shadow::None || breakpoints;
+        self.careful = s.rflags.intersects(RFlags::TF | RFlags::RF)
+            || s.shadow != Shadow::None
+            || breakpoints
+            || self.step_log.is_some();
         self.watchful = self.careful || !self.stop_points.is_empty();
     }
 

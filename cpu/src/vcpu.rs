@@ -10,6 +10,7 @@ use crate::ram::Ram;
 use crate::shared::{CodeFence, VcpuShared};
 use crate::state::{CpuState, RFlags, cr0, cr4, gpr, seg};
 use crate::tlb::{Class, Tlb};
+use crate::trace::StepLog;
 use crate::translate::{MappingChange, Translated};
 use std::ops::AddAssign;
 use std::sync::Arc;
@@ -100,6 +101,8 @@ pub struct Vcpu {
     pub(crate) watchful: bool,
     /// See [`crate::engine::Engine::stop_at`].
     pub stop_points: Box<[u64]>,
+    /// For a tracer.
+    pub(crate) step_log: Option<Box<StepLog>>,
     pub id: usize,
     pub model: Arc<Model>,
     pub ram: Arc<Ram>,
@@ -139,6 +142,7 @@ impl Vcpu {
             careful: false,
             watchful: false,
             stop_points: Box::default(),
+            step_log: None,
             id,
             model,
             ram,
@@ -201,7 +205,8 @@ impl Vcpu {
         };
         let aligned = ac && s.cpl == 3 && s.cr0 & cr0::AM != 0;
         let watched = self.data_breakpoints_armed();
-        self.class = if aligned || watched { Class::Slow } else { self.plain_class };
+        let slow = aligned || watched || self.step_log.is_some();
+        self.class = if slow { Class::Slow } else { self.plain_class };
     }
 
     /// Whether DR7 enables any breakpoint on data.

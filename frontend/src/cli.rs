@@ -1,5 +1,6 @@
 //! The command line.
 
+use crate::switch_at::SwitchOption;
 use crate::trace::Channel;
 use clap::{Parser, ValueEnum};
 use iced_x86::Mnemonic;
@@ -16,17 +17,19 @@ Examples:
   trimaran run --kernel bzImage --initrd initrd.gz --append console=ttyS0 \\
                --display none --serial stdio   boot Linux without firmware
   trimaran run --smoke                         run the built-in guest as a self-test
+  trimaran lockstep --smoke                    compare two engines on it (`trimaran lockstep --help`)
 
-In the window: click to give the mouse to the guest, Ctrl+Alt+G to take it back.
-On stdio and with --display terminal: Ctrl-A x quits, Ctrl-A Ctrl-A sends Ctrl-A.
+In the window: click to give the mouse to the guest, Ctrl+Alt+G to take it back; Ctrl+Alt+E: the next engine.
+On stdio and with --display terminal: Ctrl-A x quits, Ctrl-A e: the next engine, Ctrl-A Ctrl-A sends Ctrl-A.
 
 Exit status:
   0  the guest powered off      4  --timeout ran out
   2  wrong usage                6  triple fault, with --no-reboot
-  8  any other error            odd: the guest wrote to the --debug-exit port: (value << 1) | 1";
+  8  any other error           10  lockstep found a difference
+                               odd: the guest wrote to the --debug-exit port: (value << 1) | 1";
 
 /// A PC emulator: boots unmodified operating systems on an emulated x86 PC.
-#[derive(Parser, Debug)]
+#[derive(Parser, Clone, Debug)]
 #[command(name = "trimaran", version, override_usage = "trimaran [run] [OPTIONS]", after_help = EXAMPLES)]
 #[command(max_term_width = 100)]
 pub struct Options {
@@ -132,6 +135,10 @@ pub struct Options {
     /// End after this time, with status 4
     #[arg(long, value_name = "SECONDS", value_parser = parse_seconds, help_heading = "Run")]
     pub timeout: Option<f64>,
+    /// Change the engine when something happens: rip=ADDRESS (of an instruction), port=PORT (is accessed), insns=COUNT (on
+    /// the first processor) or serial=TEXT (on COM1), then a colon and the engine; each fires once (repeatable)
+    #[arg(long, value_name = "TRIGGER:ENGINE", value_parser = crate::switch_at::parse, help_heading = "Run")]
+    pub switch_at: Vec<SwitchOption>,
     /// Print instructions, seconds, MIPS and hit rates at the end
     #[arg(long, help_heading = "Run")]
     pub stats: bool,
@@ -182,18 +189,68 @@ pub enum Endpoint {
     Tcp(String),
 }
 
-impl Options {
+/// Run a guest on two engines, compare all of the machines, and find the first instruction that differs.
+#[derive(Parser, Clone, Debug)]
+#[command(
+    name = "trimaran lockstep",
+    override_usage = "trimaran lockstep [--a ENGINE] [--b ENGINE] [OPTIONS]"
+)]
+#[command(max_term_width = 100)]
+pub struct LockstepOptions {
+    /// The first engine
+    #[arg(long, value_enum, value_name = "ENGINE", default_value = "interp", help_heading = "Lockstep")]
+    pub a: EngineName,
+    /// The second engine
+    #[arg(long, value_enum, value_name = "ENGINE", default_value = "jit", help_heading = "Lockstep")]
+    pub b: EngineName,
+    /// Instructions from one comparison of the processors to the next
+    #[arg(long, value_name = "N", default_value_t = 1_000_000, value_parser = clap::value_parser!(u64).range(1..), help_heading = "Lockstep")]
+    pub every: u64,
+    /// End after so many instructions
+    #[arg(long, value_name = "N", help_heading = "Lockstep")]
+    pub insns: Option<u64>,
+    /// End after this time
+    #[arg(long, value_name = "SECONDS", value_parser = parse_seconds, help_heading = "Lockstep")]
+    pub seconds: Option<f64>,
+    #[command(flatten)]
+    pub machine: Options,
+}
+
+/// What the command line asks for.
+#[derive(Clone, Debug)]
+pub enum Task {
+    Run(Options),
+    Lockstep(LockstepOptions),
+}
+
+impl Task {
     /// Reads the command line; ends the program where it is wrong. `run` may stand first and changes nothing.
     pub fn from_command_line() -> Self {
         let mut arguments: Vec<OsString> = std::env::args_os().collect();
-        if arguments.get(1).is_some_and(|word| word == "run") {
-            arguments.remove(1);
+        match arguments.get(1).and_then(|word| word.to_str()) {
+            Some("lockstep") => {
+                arguments.remove(1);
+                Task::Lockstep(LockstepOptions::parse_from(arguments))
+            }
+            first => {
+                if first == Some("run") {
+                    arguments.remove(1);
+                }
+                Task::Run(Options::parse_from(arguments))
+            }
         }
-        Options::parse_from(arguments)
+    }
+
+    /// The machine's options.
+    pub fn options(&self) -> &Options {
+        match self {
+            Task::Run(options) => options,
+            Task::Lockstep(lockstep) => &lockstep.machine,
+        }
     }
 }
 
-fn parse_address(text: &str) -> Result<u64, String> {
+pub fn parse_address(text: &str) -> Result<u64, String> {
     let digits = text.trim().trim_start_matches("0x");
     u64::from_str_radix(digits, 16).map_err(|_| "give a linear address in hexadecimal".to_string())
 }
@@ -284,7 +341,7 @@ fn parse_monitor(text: &str) -> Result<Endpoint, String> {
     endpoint(text).filter(fits).ok_or_else(|| "give stdio or unix:PATH".into())
 }
 
-fn parse_port(text: &str) -> Result<u16, String> {
+pub fn parse_port(text: &str) -> Result<u16, String> {
     let port = match text.strip_prefix("0x").or(text.strip_prefix("0X")) {
         Some(digits) => u16::from_str_radix(digits, 16),
         None => text.parse(),
@@ -306,6 +363,7 @@ mod tests {
     #[test]
     fn the_command_line_is_consistent() {
         Options::command().debug_assert();
+        LockstepOptions::command().debug_assert();
     }
 
     #[test]

@@ -1,20 +1,26 @@
 //! Trimaran: a PC in a program. See `trimaran --help`.
 
 mod cli;
+mod disassembly;
+mod engine_list;
 mod keys;
+mod lockstep;
 mod monitor;
 mod picture;
 mod run;
 mod screenshot;
 mod serial;
 mod session;
+mod state_diff;
 mod stats;
+mod switch_at;
 mod terminal;
 mod terminal_mode;
 mod trace;
+mod tracer;
 mod window;
 
-use cli::Options;
+use cli::Task;
 use std::process::exit;
 
 /// Exit statuses. Odd ones belong to isa-debug-exit: `(value << 1) | 1`.
@@ -24,6 +30,8 @@ pub mod status {
     pub const TIMEOUT: i32 = 4;
     pub const TRIPLE_FAULT: i32 = 6;
     pub const ERROR: i32 = 8;
+    /// `lockstep` found engines that do not do the same.
+    pub const DIFFERENT: i32 = 10;
 }
 
 /// Why the program ends without having run a guest to its end.
@@ -41,8 +49,12 @@ impl<E: Into<anyhow::Error>> From<E> for Failure {
 }
 
 fn main() {
-    let options = Options::from_command_line();
-    let code = match trace::start(&options).and_then(|()| run::run(&options)) {
+    let task = Task::from_command_line();
+    let result = trace::start(task.options()).and_then(|()| match &task {
+        Task::Run(options) => run::run(options),
+        Task::Lockstep(options) => lockstep::run(options),
+    });
+    let code = match result {
         Ok(code) => code,
         Err(Failure::Usage(message)) => {
             eprintln!("trimaran: {message}\nTry `trimaran --help`.");

@@ -1,19 +1,20 @@
 //! From options to a running machine, and to the exit status.
 
-use crate::cli::{Display, Endpoint, EngineName, Options, TierName};
+use crate::cli::{Display, Endpoint, Options};
+use crate::engine_list::{EngineList, engine};
 use crate::session::{Session, open_floppy};
+use crate::switch_at::SwitchOption;
 use crate::{Failure, monitor, screenshot, serial, stats, status, terminal, window};
 use anyhow::Context;
 use std::io::{IsTerminal, Write, stdin, stdout};
 use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
-use trimaran_cpu::engine::{EngineFactory, Interpreter};
-use trimaran_jit::{Jit, Tier};
+use trimaran_devices::block::Medium;
 use trimaran_machine::boot::{DirectBoot, Module};
 use trimaran_machine::firmware::{self, BootDevice};
-use trimaran_machine::media::RawImage;
-use trimaran_machine::{Console, IdeDrive, Machine, MachineConfig, Outcome, builtin};
+use trimaran_machine::media::{Changes, RawImage, Scratch};
+use trimaran_machine::{Console, IdeDrive, Machine, MachineConfig, Outcome, SwitchAt, SwitchReport, builtin};
 
 /// Drives A and B, and four places on the IDE channels.
 const FLOPPIES: usize = 2;
@@ -21,32 +22,18 @@ const IDE_PLACES: usize = 4;
 const SERIAL_PORTS: usize = 4;
 
 pub fn run(options: &Options) -> Result<i32, Failure> {
-    check_memory(options.memory)?;
     let display = choose_display(options)?;
     check_stdio(options, display)?;
-    let mut config = MachineConfig {
-        memory: options.memory,
-        cpus: options.cpus,
-        model: Arc::new(options.cpu.clone()),
-        deterministic: options.deterministic,
-        no_reboot: options.no_reboot,
-        debug_exit: options.debug_exit,
-        ..MachineConfig::default()
-    };
-    if !options.deterministic {
-        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-        config.epoch = i64::try_from(now.as_secs()).unwrap_or(config.epoch);
-    }
-    let factory = engine(options);
-    let cdroms = attach_drives(options, &mut config)?;
-    let guest = choose_guest(options, &mut config, factory.name())?;
+    let factory = engine(options, options.engine)?;
+    let (mut config, guest, cdroms) = configure(options, factory.name(), None)?;
+    set_switches(options, &mut config)?;
     let inputs = open_ports(options, display, &mut config)?;
     let monitor = options.monitor.as_ref().map(monitor::open).transpose()?;
 
     let mut machine = Machine::new(config, &factory)?;
     machine.start();
     let begun = Instant::now();
-    let session = Arc::new(Session::new(machine, guest, cdroms));
+    let session = Arc::new(Session::new(machine, guest, cdroms, EngineList::new(options)));
     for (port, input) in (0u8..).zip(inputs) {
         serial::start(port, input, &session)?;
     }
@@ -62,30 +49,45 @@ pub fn run(options: &Options) -> Result<i32, Failure> {
     finish(options, session, deadline)
 }
 
-/// The engine that the options name.
-fn engine(options: &Options) -> Arc<dyn EngineFactory> {
-    if options.engine == EngineName::Interp {
-        return Arc::new(Interpreter);
-    }
-    let mut jit = Jit::default();
-    jit.options.code_cache = usize::try_from(options.code_cache).unwrap_or(usize::MAX);
-    jit.options.dump_region = options.dump_region;
-    jit.options.perf_map = options.perf_map;
-    jit.options.first_regions = options.first_regions;
-    jit.options.no_links = options.no_links;
-    jit.options.no_shared_checks = options.no_shared_checks;
-    if !options.only_instructions.is_empty() {
-        // For as long as the program runs.
-        jit.options.only = Some(options.only_instructions.clone().leak());
-    }
-    jit.options.tier = match options.tier {
-        None => jit.options.tier,
-        Some(TierName::Interp) => Tier::Interp,
-        Some(TierName::Emit) => Tier::Emit,
-        Some(TierName::Cranelift) => Tier::Cranelift,
-        Some(TierName::All) => Tier::All,
+/// The machine that the options describe, the name of what it runs, and the places of its CD-ROM drives. With
+/// `scratch`, nothing is written to images: what would be is added there.
+pub fn configure(
+    options: &Options,
+    engine: &str,
+    scratch: Option<&mut Vec<Changes>>,
+) -> Result<(MachineConfig, String, Vec<u8>), Failure> {
+    check_memory(options.memory)?;
+    let mut config = MachineConfig {
+        memory: options.memory,
+        cpus: options.cpus,
+        model: Arc::new(options.cpu.clone()),
+        deterministic: options.deterministic,
+        no_reboot: options.no_reboot,
+        debug_exit: options.debug_exit,
+        ..MachineConfig::default()
     };
-    Arc::new(jit)
+    if !options.deterministic {
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        config.epoch = i64::try_from(now.as_secs()).unwrap_or(config.epoch);
+    }
+    let cdroms = attach_drives(options, &mut config, scratch)?;
+    let guest = choose_guest(options, &mut config, engine)?;
+    Ok((config, guest, cdroms))
+}
+
+/// `--switch-at`; each switch, or why there was none, is a line on stderr.
+fn set_switches(options: &Options, config: &mut MachineConfig) -> Result<(), Failure> {
+    for SwitchOption { trigger, engine: name } in &options.switch_at {
+        config.switches.push(SwitchAt { trigger: trigger.clone(), engine: engine(options, *name)? });
+    }
+    config.on_switch = Some(Box::new(|trigger, result| match result {
+        Ok(SwitchReport { from, to, stood }) => {
+            let milliseconds = stood.as_secs_f64() * 1e3;
+            eprintln!("trimaran: {trigger}: {from} -> {to}, the guest stood for {milliseconds:.2} ms");
+        }
+        Err(error) => eprintln!("trimaran: {trigger}: {error}; the engine stays"),
+    }));
+    Ok(())
 }
 
 /// Waits for the end without showing anything.
@@ -198,7 +200,18 @@ fn read(path: &Path) -> anyhow::Result<Vec<u8>> {
 }
 
 /// Disks come first on the IDE channels; CD-ROM drives take the places from the secondary master on, as on most PCs.
-fn attach_drives(options: &Options, config: &mut MachineConfig) -> Result<Vec<u8>, Failure> {
+fn attach_drives(
+    options: &Options,
+    config: &mut MachineConfig,
+    mut scratch: Option<&mut Vec<Changes>>,
+) -> Result<Vec<u8>, Failure> {
+    let mut disk =
+        |path: &Path, open: fn(&Path) -> anyhow::Result<RawImage>| -> anyhow::Result<Box<dyn Medium>> {
+            let Some(list) = scratch.as_deref_mut() else { return Ok(Box::new(open(path)?)) };
+            let medium = Scratch::new(Box::new(RawImage::open(path, true)?));
+            list.push(medium.changes());
+            Ok(Box::new(medium))
+        };
     let (disks, cdroms) = (options.disks.len(), options.cdroms.len());
     if disks + cdroms > IDE_PLACES {
         return Err(Failure::Usage(format!(
@@ -210,7 +223,7 @@ fn attach_drives(options: &Options, config: &mut MachineConfig) -> Result<Vec<u8
     }
     let mut free: Vec<usize> = vec![2, 3, 1, 0];
     for (place, path) in options.disks.iter().enumerate() {
-        config.ide[place] = Some(IdeDrive::Disk(Box::new(RawImage::open(path, false)?)));
+        config.ide[place] = Some(IdeDrive::Disk(disk(path, |path| Ok(RawImage::open(path, false)?))?));
         free.retain(|&n| n != place);
     }
     let mut places = Vec::new();
@@ -219,7 +232,7 @@ fn attach_drives(options: &Options, config: &mut MachineConfig) -> Result<Vec<u8
         places.push(place as u8);
     }
     for (drive, path) in config.floppies.iter_mut().zip(&options.floppies) {
-        *drive = Some(Some(Box::new(open_floppy(path)?)));
+        *drive = Some(Some(disk(path, open_floppy)?));
     }
     Ok(places)
 }

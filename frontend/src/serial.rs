@@ -151,10 +151,12 @@ fn from_stdin(port: u8, session: &Weak<Session>) {
     let mut buffer = [0; 4096];
     while let Ok(length @ 1..) = stdin().read(&mut buffer) {
         let Some(session) = session.upgrade() else { return };
-        let (bytes, quit) = commands.filter(&buffer[..length]);
+        let (bytes, command) = commands.filter(&buffer[..length]);
         session.machine.serial_input(port, &bytes);
-        if quit {
-            session.quit();
+        match command {
+            Some(Command::Quit) => session.quit(),
+            Some(Command::NextEngine) => eprint!("{}", session.next_engine()),
+            None => {}
         }
     }
 }
@@ -171,24 +173,33 @@ fn from_socket(port: u8, listener: &Listener, current: &Current, session: &Weak<
     }
 }
 
-/// Finds the commands among what is typed: Ctrl-A x, Ctrl-A Ctrl-A.
+/// What a user can ask on a serial port's terminal.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Command {
+    Quit,
+    NextEngine,
+}
+
+/// Finds the commands among what is typed: Ctrl-A x, Ctrl-A e, Ctrl-A Ctrl-A.
 #[derive(Default)]
 pub struct Commands {
     begun: bool,
 }
 
 impl Commands {
-    /// The bytes for the guest, and whether the user wants to quit.
-    pub fn filter(&mut self, typed: &[u8]) -> (Vec<u8>, bool) {
+    /// The bytes for the guest, and the last command among them; nothing counts behind [`Command::Quit`].
+    pub fn filter(&mut self, typed: &[u8]) -> (Vec<u8>, Option<Command>) {
         let mut bytes = Vec::with_capacity(typed.len());
+        let mut command = None;
         for &byte in typed {
             match (std::mem::take(&mut self.begun), byte) {
                 (false, ESCAPE) => self.begun = true,
-                (true, b'x' | b'X') => return (bytes, true),
+                (true, b'x' | b'X') => return (bytes, Some(Command::Quit)),
+                (true, b'e' | b'E') => command = Some(Command::NextEngine),
                 _ => bytes.push(byte),
             }
         }
-        (bytes, false)
+        (bytes, command)
     }
 }
 
@@ -199,8 +210,9 @@ mod tests {
     #[test]
     fn ctrl_a_begins_commands() {
         let mut commands = Commands::default();
-        assert_eq!(commands.filter(b"ab\x01"), (b"ab".to_vec(), false));
-        assert_eq!(commands.filter(b"\x01c"), (b"\x01c".to_vec(), false));
-        assert_eq!(commands.filter(b"d\x01xe"), (b"d".to_vec(), true));
+        assert_eq!(commands.filter(b"ab\x01"), (b"ab".to_vec(), None));
+        assert_eq!(commands.filter(b"\x01c"), (b"\x01c".to_vec(), None));
+        assert_eq!(commands.filter(b"\x01ef"), (b"f".to_vec(), Some(Command::NextEngine)));
+        assert_eq!(commands.filter(b"d\x01xe"), (b"d".to_vec(), Some(Command::Quit)));
     }
 }

@@ -56,6 +56,7 @@ fn show(terminal: &mut DefaultTerminal, session: &Session, deadline: Option<Inst
                     session.quit();
                     return Ok(());
                 }
+                (true, KeyCode::Char('e' | 'E')) => _ = session.next_engine(),
                 _ => keys::from_terminal(&key)
                     .into_iter()
                     .for_each(|(key, down)| session.machine.key(key, down)),

@@ -144,7 +144,8 @@ impl App {
             (None, false) => "",
         };
         let hint = if self.captured { "Ctrl+Alt+G releases the mouse" } else { "click to use the mouse" };
-        let title = format!("Trimaran - {}{state} - {hint}", self.session.guest);
+        let engine = self.session.machine.engine_name();
+        let title = format!("Trimaran - {} ({engine}{state}) - {hint}", self.session.guest);
         if title != self.title {
             window.set_title(&title);
             self.title = title;
@@ -202,6 +203,11 @@ impl App {
         if down && key == Key::G && ctrl_alt {
             self.release_keys();
             self.capture(!self.captured);
+            return;
+        }
+        if down && key == Key::E && ctrl_alt {
+            self.release_keys();
+            eprint!("{}", self.session.next_engine());
             return;
         }
         if down {

@@ -69,6 +69,13 @@ fn unknown_words_are_usage_errors() {
         ("--timeout", "-1", "seconds"),
         ("--timeout", "soon", "seconds"),
         ("--cpus", "two", "invalid"),
+        ("--switch-at", "insns=1000", "colon"),
+        ("--switch-at", "insns=many:jit", "count"),
+        ("--switch-at", "insns=1:warp", "interp"),
+        ("--switch-at", "time=3:jit", "no trigger"),
+        ("--switch-at", "port=0x12345:jit", "port"),
+        ("--switch-at", "rip=start:jit", "hexadecimal"),
+        ("--switch-at", "serial=:interp", "text"),
     ] {
         // Joined, so that values may begin with a dash.
         expect(&["run", &format!("{option}={word}")], USAGE, &[option, hint]);
@@ -164,6 +171,115 @@ fn smoke_ends_with_its_checksum() {
     expect(&["run", "--smoke", "--stats"], 0, &[&checksum, "instructions", "MIPS", "TLB"]);
     expect(&["run", "--smoke", "--deterministic", "--serial", &to_file], 0, &[]);
     assert!(std::fs::read_to_string(serial).unwrap().contains(&checksum));
+}
+
+#[test]
+fn engines_change_under_the_guest() {
+    let checksum = format!("trimaran smoke {:016x}", trimaran_machine::builtin::expected_checksum());
+    let switches = ["--switch-at", "insns=123456:interp", "--switch-at", "serial=smoke:jit"];
+    for time in [&["--deterministic"][..], &[]] {
+        let arguments = [&["run", "--smoke", "--stats"], &switches[..], time].concat();
+        expect(
+            &arguments,
+            0,
+            &[&checksum, "insns=123456: jit -> interp, the guest stood for", "serial=smoke: interp -> jit"],
+        );
+    }
+    // A port that nobody touches, an address where nobody comes.
+    expect(
+        &["run", "--smoke", "--switch-at", "port=0x9999:interp", "--switch-at", "rip=1:interp"],
+        0,
+        &[&checksum],
+    );
+}
+
+#[test]
+fn lockstep_compares_two_engines() {
+    let same = ["lockstep", "--smoke", "--every", "100000"];
+    expect(&same, 0, &["interp and jit, compared every 100000", "no difference in 44", "PoweredOff"]);
+    expect(
+        &["lockstep", "--insns", "300000", "--every", "100000"],
+        0,
+        &["no difference in 300000 instructions"],
+    );
+    expect(&["lockstep", "--help"], 0, &["--every", "--insns", "--kernel", "first instruction that differs"]);
+    for (option, word) in [
+        ("--every=0", "--every"),
+        ("--a=warp", "interp"),
+        ("--engine=jit", "--a and --b"),
+        ("--timeout=5", "--seconds"),
+        ("--serial=stdio", "show nothing"),
+        ("--switch-at=insns=5:jit", "lockstep"),
+    ] {
+        expect(&["lockstep", "--smoke", option], USAGE, &[word]);
+    }
+}
+
+#[test]
+fn engines_and_traces_in_the_monitor() {
+    let folder = TempDir::new().unwrap();
+    // mov ecx, 1234h; again: inc eax; out 80h, al; mov [200000h], ecx; jmp again
+    let code = [0xB9, 0x34, 0x12, 0, 0, 0x40, 0xE6, 0x80, 0x89, 0x0D, 0x00, 0x00, 0x20, 0x00, 0xEB, 0xF5];
+    let guest = file(&folder, "guest", &kernel(&code));
+    let [all, few] = ["all", "few"].map(|name| folder.path().join(name));
+    let mut child =
+        trimaran(&["run", "--display=none", "--monitor=stdio", "--kernel", guest.to_str().unwrap()])
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+    let mut input = child.stdin.take().unwrap();
+    let (on, filtered) =
+        (format!("trace on {}", all.display()), format!("trace on io rip=100020-100030 {}", few.display()));
+    for line in [
+        "engine",
+        "engine interp",
+        "engine interp",
+        "engine warp",
+        &on,
+        &on,
+        "engine",
+        "trace off",
+        "trace off",
+        "trace",
+        &filtered,
+        "trace off",
+        "trace on rip=2-1",
+        "engine",
+        "engine jit",
+        "quit",
+    ] {
+        writeln!(input, "{line}").unwrap();
+        std::thread::sleep(Duration::from_millis(150));
+    }
+    let output = child.wait_with_output().unwrap();
+    let text = String::from_utf8_lossy(&output.stdout);
+    assert_eq!(output.status.code(), Some(0), "{text}");
+    for words in [
+        "jit; the names are",
+        "jit -> interp: the guest stood for",
+        "the engine is interp already",
+        "there is no engine `warp`",
+        "goes back to interp",
+        "is being written already",
+        "trace; the names are",
+        "no trace is being written",
+        "say `trace on`",
+        "the first address is above the last",
+        "interp; the names are",
+        "interp -> jit",
+    ] {
+        assert!(text.contains(words), "no `{words}` in:\n{text}");
+    }
+    let all = std::fs::read_to_string(all).unwrap();
+    for words in ["inc eax", "rax=", "out 1 to port 0080 = ", "write 4 at 0000000000200000 = 00001234"] {
+        assert!(all.contains(words), "no `{words}` in:\n{}", &all[..all.len().min(2000)]);
+    }
+    let few = std::fs::read_to_string(few).unwrap();
+    assert!(
+        few.lines().count() > 100 && few.lines().all(|line| line.contains("out 1 to port 0080")),
+        "{few:.2000}"
+    );
 }
 
 #[test]

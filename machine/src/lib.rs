@@ -13,6 +13,7 @@ mod control;
 mod direct;
 pub mod firmware;
 pub mod layout;
+pub mod lockstep;
 mod machine;
 pub mod media;
 mod memory;

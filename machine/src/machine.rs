@@ -210,7 +210,7 @@ impl Machine {
     /// before, if it did.
     pub fn run_until(&self, time: u64) -> Option<Outcome> {
         let core = &self.core;
-        if core.board.control.deterministic_vcpu().is_some() {
+        if core.board.control.deterministic_vcpu().is_some() && self.outcome().is_none() {
             core.vcpus.stop_at.store(time, Release);
             self.resume();
             core.board.control.wait_held();

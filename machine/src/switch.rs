@@ -40,6 +40,11 @@ impl Machine {
         Ok(SwitchReport { from, to: factory.name(), stood: begun.elapsed() })
     }
 
+    /// Where the engines are from that run the guest now.
+    pub fn engine(&self) -> Arc<dyn EngineFactory> {
+        self.core.vcpus.factory()
+    }
+
     pub fn engine_name(&self) -> &'static str {
         self.core.vcpus.factory().name()
     }

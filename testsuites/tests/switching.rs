@@ -4,16 +4,17 @@ use libtest_mimic::{Arguments, Failed, Trial};
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 use std::sync::{Arc, Mutex};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use trimaran_cpu::engine::{Engine, EngineFactory, Interpreter, Stop, Takeover};
 use trimaran_cpu::state::{CpuState, RFlags, gpr, seg};
 use trimaran_cpu::{Counters, VcpuConfig};
 use trimaran_machine::boot::DirectBoot;
 use trimaran_machine::builtin;
 use trimaran_machine::{MachineConfig, MachineError, Outcome, SwitchAt, SwitchReport, Trigger};
+use trimaran_testsuites::cpio::Archive;
 use trimaran_testsuites::engine;
 use trimaran_testsuites::flat;
-use trimaran_testsuites::guest::Guest;
+use trimaran_testsuites::guest::{self, Guest};
 use trimaran_testsuites::modes_guest;
 
 type Check = fn() -> Result<(), String>;
@@ -25,6 +26,7 @@ const SAMPLES: &[(&str, Check)] = &[
     ("an engine that refuses leaves the old one at work", refusal),
     ("a trap that is due when a slice ends comes first", trap_at_the_end_of_a_slice),
     ("512 MB change their engine", time_of_a_switch),
+    ("Linux works while its engine changes every 50 ms", linux),
 ];
 
 fn main() {
@@ -348,6 +350,90 @@ fn time_of_a_switch() -> Result<(), String> {
     // A loaded host may take longer once, not usually.
     if median > Duration::from_millis(10) {
         return Err(format!("a switch takes {median:?}"));
+    }
+    Ok(())
+}
+
+/// What the guest's shell does over and over: compression, checksums, sorting, arithmetic, many processes, a pause.
+const WORK: &str = r#"#!/bin/busybox sh
+/bin/busybox --install -s /bin
+mount -t proc proc /proc
+echo guest is up
+n=0
+while true; do
+  n=$((n+1))
+  a=$(seq 1 20000 | gzip -c | gunzip -c | md5sum | cut -c1-32)
+  b=$(seq 1 3000 | sort -r | awk '{s+=$1*NR} END {print s}')
+  c=$(i=0; while [ $i -lt 40 ]; do i=$((i+1)); (exit 3) || true; done; echo $i)
+  sleep 0.1
+  echo "round $n: $a $b $c at $(cut -d' ' -f1 /proc/uptime) s"
+done
+"#;
+/// The same three results on the host.
+const RESULTS: &str = "e071f707df7bbeee2a6a1eb48011ddd0 7026951121 40";
+/// What Linux says when time has gone wrong, or worse.
+const COMPLAINTS: [&str; 6] = ["nstable", "stall", "BUG", "Oops", "anic", "soft lockup"];
+
+/// Two processors under load; interpreter and translator take turns. The guest's results are right, and its clock
+/// goes as the machine's.
+fn linux() -> Result<(), String> {
+    let kernel = guest::bytes("linux-image-amd64", "vmlinuz")?;
+    let mut archive = Archive::default();
+    for directory in ["bin", "proc", "dev"] {
+        archive.directory(directory);
+    }
+    archive.program("bin/busybox", &guest::bytes("busybox-static", "bin/busybox")?);
+    archive.program("init", WORK.as_bytes());
+    let initrd = Some(archive.finish().map_err(|e| e.to_string())?);
+    let append = "console=ttyS0 loglevel=5".into();
+    let direct = Some(DirectBoot { kernel, initrd, append, ..DirectBoot::default() });
+    let config = MachineConfig { memory: 512 << 20, cpus: 2, direct, ..MachineConfig::default() };
+    let (interp, jit) = (engine::named("interp")?, engine::named("jit")?);
+    let mut guest = Guest::create(config, &jit)?;
+    guest.machine.start();
+    guest.expect("round 1:", 300)?;
+    let begun = Instant::now();
+    let seconds = if long() { 60 } else { 8 };
+    let (mut switches, mut seen, mut first, mut last) = (0, 1, None, None);
+    let mut most = Duration::ZERO;
+    while begun.elapsed() < Duration::from_secs(seconds) || seen < 4 {
+        std::thread::sleep(Duration::from_millis(50));
+        let next = if switches % 2 == 0 { &interp } else { &jit };
+        most = most.max(guest.machine.switch_engine(next).map_err(|e| e.to_string())?.stood);
+        switches += 1;
+        let (serial, now) = (guest.serial(), guest.machine.now());
+        if let Some(complaint) = COMPLAINTS.iter().find(|complaint| serial.contains(**complaint)) {
+            return Err(format!("Linux complains ({complaint}):\n{serial}"));
+        }
+        let rounds: Vec<&str> =
+            serial.lines().filter(|line| line.starts_with("round ") && line.ends_with(" s")).collect();
+        if rounds.len() > seen {
+            seen = rounds.len();
+            let uptime = rounds[seen - 1]
+                .split(" at ")
+                .nth(1)
+                .and_then(|text| text.trim_end_matches(" s").parse().ok());
+            let uptime: f64 = uptime.ok_or_else(|| format!("no time in {:?}", rounds[seen - 1]))?;
+            first.get_or_insert((uptime, now));
+            last = Some((uptime, now));
+        }
+        if let Some(wrong) = rounds.iter().find(|line| !line.contains(RESULTS)) {
+            return Err(format!("{wrong} instead of {RESULTS}"));
+        }
+        if begun.elapsed() > Duration::from_secs(seconds + 240) {
+            return Err(format!("only {seen} rounds:\n{serial}"));
+        }
+    }
+    let (Some(first), Some(last)) = (first, last) else { return Err("no round was seen".into()) };
+    let (guest_time, machine_time) = (last.0 - first.0, (last.1 - first.1) as f64 / 1e9);
+    println!(
+        "{switches} switches, {} rounds; {guest_time:.2} s in the guest, {machine_time:.2} s on the machine's clock; a \
+         switch took {most:?} at most",
+        seen - 1
+    );
+    // The lines are looked at every 50 ms, and later where the host is busy.
+    if (guest_time - machine_time).abs() > 0.5 + machine_time * 0.02 {
+        return Err(format!("{guest_time:.2} s in the guest are {machine_time:.2} s of the machine"));
     }
     Ok(())
 }

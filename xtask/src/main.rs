@@ -138,6 +138,7 @@ const LONG_STEPS: &[(&str, &str)] = &[
     ("jit", "-p trimaran-testsuites --test system"),
     ("jit", "-p trimaran-testsuites --test sst286"),
     ("jit", "-p trimaran-testsuites --test hostile"),
+    ("jit", "-p trimaran-testsuites --test switching --test lockstep"),
     ("jit", "-p trimaran-testsuites --test guests"),
     ("jit", "-p trimaran-testsuites --test differential"),
     ("jit", "-p trimaran-testsuites --test litmus"),

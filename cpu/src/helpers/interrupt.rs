@@ -118,6 +118,7 @@ impl Vcpu {
         // Not a retired instruction, but a handler that faults at once must not keep `run` for ever.
         self.budget -= 1;
         let mut fault = self.fault;
+        self.log_vector(fault.vector);
         loop {
             self.note_fault(&fault);
             let flags = self.rflags() | rf;
@@ -160,6 +161,7 @@ impl Vcpu {
     pub(crate) fn deliver_interrupt(&mut self, vector: u8) {
         self.stop_block = true;
         self.counters.interrupts += 1;
+        self.log_vector(vector);
         let flags = self.rflags();
         if self.enter_handler(vector, Source::External, flags).is_err() {
             self.deliver_exception(RFlags::empty());

@@ -1,6 +1,7 @@
 //! The monitor's commands.
 
 use super::examine;
+use crate::engine_list::EngineList;
 use crate::screenshot;
 use crate::session::Session;
 use anyhow::{Context, bail, ensure};
@@ -29,6 +30,8 @@ const COMMANDS: &[Command] = &[
     Command { names: &["type"], arguments: "TEXT", help: "type text; \\n is Enter, \\t is Tab", run: type_text },
     Command { names: &["mouse_move"], arguments: "DX DY [DZ]", help: "move the mouse and its wheel", run: mouse_move },
     Command { names: &["mouse_button"], arguments: "STATE", help: "mouse buttons that are down: 1 left, 2 right, 4 middle, added", run: mouse_button },
+    Command { names: &["engine"], arguments: "[NAME]", help: "let another engine run the guest; without a name: which one does", run: engine },
+    Command { names: &["trace"], arguments: "on [insn,mem,io] [rip=FROM-TO] [cpu=N] [FILE] | off", help: "write down what each instruction does", run: trace },
     Command { names: &["screendump"], arguments: "FILE.png", help: "save the screen", run: screendump },
     Command { names: &["change"], arguments: "DRIVE FILE", help: "put another image into cdrom or floppy (cdrom1, floppy1: the second)", run: change },
     Command { names: &["eject"], arguments: "DRIVE", help: "take the medium out", run: |s, a| { s.change(a, None)?; Ok(String::new()) } },
@@ -62,6 +65,22 @@ fn info(session: &Session, topic: &str) -> anyhow::Result<String> {
         return Ok(crate::stats::describe(&session.machine.stats()));
     }
     session.machine.info(topic).with_context(|| format!("the topics are {}, and chips", TOPICS.join(", ")))
+}
+
+fn engine(session: &Session, name: &str) -> anyhow::Result<String> {
+    if name.is_empty() {
+        let names = EngineList::names().join(", ");
+        return Ok(format!("{}; the names are {names}\n", session.machine.engine_name()));
+    }
+    session.change_engine(name)
+}
+
+fn trace(session: &Session, arguments: &str) -> anyhow::Result<String> {
+    match arguments.split_once(char::is_whitespace).unwrap_or((arguments, "")) {
+        ("on", filter) => session.trace_on(filter),
+        ("off", "") => session.trace_off(),
+        _ => bail!("say `trace on`, with a filter and a file if you like, or `trace off`"),
+    }
 }
 
 fn sendkey(session: &Session, keys: &str) -> anyhow::Result<String> {

@@ -1,13 +1,11 @@
 //! `x` and `xp`: memory as numbers, characters or instructions.
 
+use crate::disassembly::{Disassembler, LONGEST, bitness};
 use crate::session::Session;
 use anyhow::{Context, bail, ensure};
-use iced_x86::{Decoder, DecoderOptions, Formatter, Instruction, IntelFormatter};
 use std::fmt::Write;
-use trimaran_cpu::state::{CpuState, attr, gpr, seg};
+use trimaran_cpu::state::{CpuState, gpr, seg};
 
-/// Longest instruction.
-const INSTRUCTION: usize = 15;
 const MAX_COUNT: usize = 4096;
 const MAX_STRING: u64 = 256;
 const REGISTERS: [&str; 17] = [
@@ -183,32 +181,19 @@ fn strings(view: &View, mut address: u64, count: usize) -> anyhow::Result<String
 }
 
 fn instructions(view: &View, state: &CpuState, mut address: u64, count: usize) -> anyhow::Result<String> {
-    let code = &state.seg[seg::CS];
-    let bitness = match () {
-        () if state.code64() => 64,
-        () if code.has(attr::DB) && !state.real_or_v86() => 32,
-        () => 16,
-    };
+    let bitness = bitness(state);
     let mut text = String::new();
-    let mut formatter = IntelFormatter::new();
-    formatter.options_mut().set_space_after_operand_separator(true);
-    formatter.options_mut().set_hex_prefix("0x");
-    formatter.options_mut().set_hex_suffix("");
+    let mut disassembler = Disassembler::new();
     for _ in 0..count {
         // The last bytes before a hole are enough where they make an instruction.
-        let mut bytes = [0; INSTRUCTION];
-        let there = (1..=INSTRUCTION).rev().find(|&n| view.read(address, &mut bytes[..n]).is_some());
+        let mut bytes = [0; LONGEST];
+        let there = (1..=LONGEST).rev().find(|&n| view.read(address, &mut bytes[..n]).is_some());
         let Some(there) = there else {
             let _ = writeln!(text, "{address:016x}: not mapped");
             break;
         };
-        let mut decoder = Decoder::with_ip(bitness, &bytes[..there], address, DecoderOptions::NONE);
-        let instruction: Instruction = decoder.decode();
-        let length = instruction.len().max(1);
-        let mut words = String::new();
-        formatter.format(&instruction, &mut words);
-        let code: String = bytes[..length].iter().map(|byte| format!("{byte:02x}")).collect();
-        let _ = writeln!(text, "{address:016x}: {code:<22} {words}");
+        let (line, length) = disassembler.line(bitness, &bytes[..there], address);
+        let _ = writeln!(text, "{address:016x}: {line}");
         address = address.wrapping_add(length as u64);
     }
     Ok(text)

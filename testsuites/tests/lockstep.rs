@@ -1,0 +1,165 @@
+//! Two engines in lock-step: a wrong one is found at its first wrong instruction, right ones are the same throughout.
+
+use std::sync::Arc;
+use std::time::Duration;
+use trimaran_cpu::engine::{Engine, EngineFactory, Interpreter, Stop};
+use trimaran_cpu::state::{CpuState, RFlags, gpr};
+use trimaran_cpu::{Counters, VcpuConfig};
+use trimaran_machine::boot::DirectBoot;
+use trimaran_machine::lockstep::{Difference, Limits, Lockstep, Verdict};
+use trimaran_machine::{Machine, MachineConfig, builtin, firmware};
+use trimaran_testsuites::{engine, modes_guest};
+
+/// An engine with one mistake: after so many instructions it does something to the state or to memory.
+#[derive(Clone)]
+struct Wrong {
+    engine: Arc<dyn EngineFactory>,
+    at: u64,
+    mistake: fn(&mut CpuState, &VcpuConfig),
+}
+
+struct WrongEngine {
+    engine: Box<dyn Engine>,
+    config: VcpuConfig,
+    wrong: Wrong,
+}
+
+impl EngineFactory for Wrong {
+    fn name(&self) -> &'static str {
+        "wrong"
+    }
+    fn create(&self, config: VcpuConfig) -> Box<dyn Engine> {
+        Box::new(WrongEngine { engine: self.engine.create(config.clone()), config, wrong: self.clone() })
+    }
+}
+
+impl Engine for WrongEngine {
+    fn run(&mut self, budget: u64) -> Stop {
+        let before = self.engine.state().retired;
+        if before >= self.wrong.at {
+            return self.engine.run(budget);
+        }
+        let stop = self.engine.run(budget.min(self.wrong.at - before));
+        if self.engine.state().retired == self.wrong.at {
+            (self.wrong.mistake)(self.engine.state(), &self.config);
+            self.engine.state_changed();
+        }
+        stop
+    }
+    fn state(&mut self) -> &mut CpuState {
+        self.engine.state()
+    }
+    fn state_changed(&mut self) {
+        self.engine.state_changed();
+    }
+    fn probe(&mut self, linear: u64) -> Option<u64> {
+        self.engine.probe(linear)
+    }
+    fn counters(&self) -> Counters {
+        self.engine.counters()
+    }
+    fn name(&self) -> &'static str {
+        "wrong"
+    }
+    fn describe_tlb(&self) -> String {
+        self.engine.describe_tlb()
+    }
+    fn stop_at(&mut self, addresses: &[u64]) -> Result<(), String> {
+        self.engine.stop_at(addresses)
+    }
+}
+
+fn compare(config: impl Fn() -> MachineConfig, b: Arc<dyn EngineFactory>, limits: Limits) -> Verdict {
+    let engines: [Arc<dyn EngineFactory>; 2] = [Arc::new(Interpreter), b];
+    let machines = engines.each_ref().map(|engine| Machine::new(config(), engine).unwrap());
+    Lockstep::new(machines, engines, Vec::new()).unwrap().run(&limits, |_| ()).unwrap()
+}
+
+fn limits(every: u64, instructions: u64) -> Limits {
+    Limits { every, instructions, time: Duration::from_secs(600) }
+}
+
+fn found(at: u64, every: u64, mistake: fn(&mut CpuState, &VcpuConfig)) -> Difference {
+    let engine = engine::eager("jit", 2).unwrap();
+    let wrong = Arc::new(Wrong { engine, at, mistake });
+    match compare(|| modes_guest::config(200).unwrap(), wrong, limits(every, u64::MAX)) {
+        Verdict::Different(difference) => *difference,
+        other => panic!("a mistake at {at} is not found: {other:?}"),
+    }
+}
+
+#[test]
+fn a_wrong_instruction_is_found() {
+    let difference = found(1_234_567, 50_000, |state, _| state.rflags.toggle(RFlags::ID));
+    // The last instruction that was right has count 1,234,566; the one after it is the first that is not.
+    assert_eq!(difference.before.retired, 1_234_566);
+    let [a, mut b] = difference.after;
+    assert_ne!(a, b);
+    b.rflags.toggle(RFlags::ID);
+    assert_eq!(a, b);
+    assert!(!difference.code.is_empty() && difference.memory.is_none() && difference.chips.is_empty());
+}
+
+/// A flag that the next instruction overwrites: only a comparison after each instruction sees that.
+#[test]
+fn a_wrong_flag_that_nobody_uses_is_found() {
+    let difference = found(1_500, 1, |state, _| state.rflags.toggle(RFlags::CF));
+    assert_eq!(difference.before.retired, 1_499);
+}
+
+/// Nobody looks at this byte: only the comparison of all memory sees it, much later.
+#[test]
+fn a_wrong_store_is_found() {
+    let difference = found(2_000_001, 300_000, |_, config| _ = config.ram.write(0x50_0003, &[0xAB]));
+    assert_eq!(difference.before.retired, 2_000_000);
+    assert_eq!(difference.memory, Some((0x50_0003, [0, 0xAB])));
+    assert_eq!(difference.after[0], difference.after[1]);
+}
+
+#[test]
+fn a_wrong_access_to_a_device_is_found() {
+    let difference = found(700_000, 100_000, |_, config| config.bus.port_write(0, 0x3FF, 1, 0x5A));
+    assert_eq!(difference.before.retired, 699_999);
+    assert_eq!(difference.chips, ["com1"]);
+}
+
+/// What halts differently is found too, and time that nobody runs in is no obstacle.
+#[test]
+fn a_wrong_register_long_before_the_end() {
+    let difference = found(4_000, 1_000_000, |state, _| state.gpr[gpr::RBX] += 1);
+    assert_eq!(difference.before.retired, 3_999);
+}
+
+#[test]
+fn right_engines_are_the_same() {
+    let long = std::env::var_os("TRIMARAN_LONG").is_some();
+    let jit = || engine::named("jit").unwrap();
+    let same = |what: &str, verdict: Verdict| match verdict {
+        Verdict::Same { instructions, outcome } => {
+            println!("{what}: the same in {instructions} instructions, {outcome:?}");
+        }
+        other => panic!("{what}: {other:?}"),
+    };
+    let image = builtin::image(&builtin::Options { engine: String::new(), smoke: true }).unwrap();
+    let built_in = || MachineConfig {
+        memory: 16 << 20,
+        deterministic: true,
+        direct: Some(DirectBoot::builtin(image.clone())),
+        ..MachineConfig::default()
+    };
+    same("built-in guest", compare(built_in, jit(), limits(100_000, u64::MAX)));
+    same("all modes", compare(|| modes_guest::config(200).unwrap(), jit(), limits(20_000, u64::MAX)));
+    let Some((bios, vga)) = firmware::find_seabios() else {
+        println!("skipped: Debian package seabios is not installed");
+        return;
+    };
+    let seabios = || MachineConfig {
+        memory: 32 << 20,
+        cpus: 2,
+        deterministic: true,
+        firmware: std::fs::read(&bios).ok(),
+        vga_bios: std::fs::read(&vga).ok(),
+        ..MachineConfig::default()
+    };
+    same("SeaBIOS", compare(seabios, jit(), limits(200_000, if long { 1_000_000_000 } else { 40_000_000 })));
+}
