@@ -136,9 +136,13 @@ pub struct Options {
     #[arg(long, value_name = "SECONDS", value_parser = parse_seconds, help_heading = "Run")]
     pub timeout: Option<f64>,
     /// Change the engine when something happens: rip=ADDRESS (of an instruction), port=PORT (is accessed), insns=COUNT (on
-    /// the first processor) or serial=TEXT (on COM1), then a colon and the engine; each fires once (repeatable)
+    /// the first processor) or serial=TEXT (on COM1), then a colon and the engine, or `trace`: the interpreter, which writes
+    /// down what it does; each fires once (repeatable)
     #[arg(long, value_name = "TRIGGER:ENGINE", value_parser = crate::switch_at::parse, help_heading = "Run")]
     pub switch_at: Vec<SwitchOption>,
+    /// What `--switch-at ...:trace` writes down, and where: [insn,mem,io] [rip=FROM-TO] [cpu=N] [FILE]
+    #[arg(long, value_name = "WORDS", default_value = "", hide_default_value = true, value_parser = crate::tracer::check, help_heading = "Run")]
+    pub trace_steps: String,
     /// Print instructions, seconds, MIPS and hit rates at the end
     #[arg(long, help_heading = "Run")]
     pub stats: bool,

@@ -3,8 +3,7 @@
 use crate::cli::{Display, Endpoint, Options};
 use crate::engine_list::{EngineList, engine};
 use crate::session::{Session, open_floppy};
-use crate::switch_at::SwitchOption;
-use crate::{Failure, monitor, screenshot, serial, stats, status, terminal, window};
+use crate::{Failure, monitor, screenshot, serial, stats, status, switch_at, terminal, window};
 use anyhow::Context;
 use std::io::{IsTerminal, Write, stdin, stdout};
 use std::path::Path;
@@ -14,7 +13,7 @@ use trimaran_devices::block::Medium;
 use trimaran_machine::boot::{DirectBoot, Module};
 use trimaran_machine::firmware::{self, BootDevice};
 use trimaran_machine::media::{Changes, RawImage, Scratch};
-use trimaran_machine::{Console, IdeDrive, Machine, MachineConfig, Outcome, SwitchAt, SwitchReport, builtin};
+use trimaran_machine::{Console, IdeDrive, Machine, MachineConfig, Outcome, builtin};
 
 /// Drives A and B, and four places on the IDE channels.
 const FLOPPIES: usize = 2;
@@ -26,7 +25,7 @@ pub fn run(options: &Options) -> Result<i32, Failure> {
     check_stdio(options, display)?;
     let factory = engine(options, options.engine)?;
     let (mut config, guest, cdroms) = configure(options, factory.name(), None)?;
-    set_switches(options, &mut config)?;
+    switch_at::arm(options, &mut config)?;
     let inputs = open_ports(options, display, &mut config)?;
     let monitor = options.monitor.as_ref().map(monitor::open).transpose()?;
 
@@ -73,21 +72,6 @@ pub fn configure(
     let cdroms = attach_drives(options, &mut config, scratch)?;
     let guest = choose_guest(options, &mut config, engine)?;
     Ok((config, guest, cdroms))
-}
-
-/// `--switch-at`; each switch, or why there was none, is a line on stderr.
-fn set_switches(options: &Options, config: &mut MachineConfig) -> Result<(), Failure> {
-    for SwitchOption { trigger, engine: name } in &options.switch_at {
-        config.switches.push(SwitchAt { trigger: trigger.clone(), engine: engine(options, *name)? });
-    }
-    config.on_switch = Some(Box::new(|trigger, result| match result {
-        Ok(SwitchReport { from, to, stood }) => {
-            let milliseconds = stood.as_secs_f64() * 1e3;
-            eprintln!("trimaran: {trigger}: {from} -> {to}, the guest stood for {milliseconds:.2} ms");
-        }
-        Err(error) => eprintln!("trimaran: {trigger}: {error}; the engine stays"),
-    }));
-    Ok(())
 }
 
 /// Waits for the end without showing anything.

@@ -2,7 +2,7 @@
 //! wants it to end.
 
 use crate::engine_list::EngineList;
-use crate::tracer::{Filter, Sink, Tracing};
+use crate::tracer::{self, Sink, Tracing};
 use anyhow::{Context, bail, ensure};
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
@@ -60,10 +60,9 @@ impl Session {
     pub fn trace_on(&self, words: &str) -> anyhow::Result<String> {
         let mut trace = self.trace.lock().unwrap_or_else(PoisonError::into_inner);
         ensure!(trace.is_none(), "a trace is being written already; `trace off` ends it");
-        let (filter, path) = Filter::parse(words)?;
-        let sink = Arc::new(Sink::create(&path)?);
-        let before = self.machine.engine();
-        let tracing: Arc<dyn EngineFactory> = Arc::new(Tracing { filter, sink: sink.clone() });
+        let (tracing, path) = Tracing::create(words)?;
+        let (sink, before) = (tracing.sink.clone(), self.machine.engine());
+        let tracing: Arc<dyn EngineFactory> = Arc::new(tracing);
         self.machine.switch_engine(&tracing)?;
         let name = before.name();
         *trace = Some(Trace { sink, before });
@@ -75,7 +74,7 @@ impl Session {
         let mut trace = self.trace.lock().unwrap_or_else(PoisonError::into_inner);
         let Trace { sink, before } = trace.take().context("no trace is being written")?;
         // Somebody may have changed the engine meanwhile.
-        if self.machine.engine_name() == "trace" {
+        if self.machine.engine_name() == tracer::NAME {
             self.machine.switch_engine(&before).or_else(|error| {
                 eprintln!("trimaran: {error}; the interpreter goes on");
                 self.machine.switch_engine(&self.engines.named("interp")?).map_err(anyhow::Error::from)

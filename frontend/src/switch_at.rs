@@ -1,14 +1,20 @@
 //! `--switch-at TRIGGER:ENGINE`.
 
-use crate::cli::EngineName;
+use crate::cli::{EngineName, Options};
+use crate::engine_list::{EngineList, engine};
+use crate::tracer::Tracing;
+use crate::{Failure, tracer};
 use clap::ValueEnum;
-use trimaran_machine::Trigger;
+use std::sync::Arc;
+use trimaran_cpu::engine::EngineFactory;
+use trimaran_machine::{MachineConfig, SwitchAt, SwitchReport, Trigger};
 
 /// When which engine takes over.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SwitchOption {
     pub trigger: Trigger,
-    pub engine: EngineName,
+    /// None: the interpreter that traces.
+    pub engine: Option<EngineName>,
 }
 
 const USAGE: &str = "give rip=ADDRESS, port=PORT, insns=COUNT or serial=TEXT, then a colon and an engine, such as \
@@ -18,10 +24,17 @@ const USAGE: &str = "give rip=ADDRESS, port=PORT, insns=COUNT or serial=TEXT, th
 pub fn parse(text: &str) -> Result<SwitchOption, String> {
     // The text of `serial` may have colons of its own.
     let (condition, engine) = text.rsplit_once(':').ok_or(USAGE)?;
-    let engine = EngineName::from_str(engine, true).map_err(|_| {
-        let names = crate::engine_list::EngineList::names();
-        format!("there is no engine `{engine}`; the names are {}", names.join(", "))
-    })?;
+    let engine = match EngineName::from_str(engine, true) {
+        Ok(name) => Some(name),
+        Err(_) if engine == tracer::NAME => None,
+        Err(_) => {
+            let names = EngineList::names().join(", ");
+            return Err(format!(
+                "there is no engine `{engine}`; the names are {names}, and {}",
+                tracer::NAME
+            ));
+        }
+    };
     let (kind, value) = condition.split_once('=').ok_or(USAGE)?;
     let trigger = match kind {
         "rip" => Trigger::Rip(crate::cli::parse_address(value)?),
@@ -36,6 +49,31 @@ pub fn parse(text: &str) -> Result<SwitchOption, String> {
     Ok(SwitchOption { trigger, engine })
 }
 
+/// Arms what the options say; each switch, or why there was none, is a line on stderr.
+pub fn arm(options: &Options, config: &mut MachineConfig) -> Result<(), Failure> {
+    let mut tracing: Option<Arc<dyn EngineFactory>> = None;
+    for SwitchOption { trigger, engine: name } in &options.switch_at {
+        let engine = match (name, &tracing) {
+            (Some(name), _) => engine(options, *name)?,
+            (None, Some(tracing)) => tracing.clone(),
+            // All go on with one file.
+            (None, None) => {
+                let new: Arc<dyn EngineFactory> = Arc::new(Tracing::create(&options.trace_steps)?.0);
+                tracing.insert(new).clone()
+            }
+        };
+        config.switches.push(SwitchAt { trigger: trigger.clone(), engine });
+    }
+    config.on_switch = Some(Box::new(|trigger, result| match result {
+        Ok(SwitchReport { from, to, stood }) => {
+            let milliseconds = stood.as_secs_f64() * 1e3;
+            eprintln!("trimaran: {trigger}: {from} -> {to}, the guest stood for {milliseconds:.2} ms");
+        }
+        Err(error) => eprintln!("trimaran: {trigger}: {error}; the engine stays"),
+    }));
+    Ok(())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -47,7 +85,8 @@ mod tests {
         assert_eq!(ok("port=0x80:jit"), Ok(Trigger::Port(0x80)));
         assert_eq!(ok("insns=5000:interp"), Ok(Trigger::Insns(5000)));
         assert_eq!(ok("serial=login: :jit"), Ok(Trigger::Serial("login: ".into())));
-        assert_eq!(parse("insns=1:interp").map(|option| option.engine), Ok(EngineName::Interp));
+        assert_eq!(parse("insns=1:interp").map(|option| option.engine), Ok(Some(EngineName::Interp)));
+        assert_eq!(parse("insns=1:trace").map(|option| option.engine), Ok(None));
         for wrong in
             ["", "insns=1", "insns=x:jit", "port=0x10000:jit", "rip=zz:jit", "serial=:jit", "time=1:jit"]
         {

@@ -15,6 +15,8 @@ use trimaran_cpu::state::CpuState;
 use trimaran_cpu::trace::{MemoryAccess, StepLog};
 use trimaran_cpu::{Counters, Vcpu, VcpuConfig};
 
+/// What the engine is called.
+pub const NAME: &str = "trace";
 /// Where a trace goes that no file is named for.
 const FILE: &str = "trimaran.trace";
 /// A trace grows by about 100 MB a second; it ends at this size.
@@ -59,6 +61,11 @@ impl Filter {
         }
         Ok((filter, file.unwrap_or_else(|| FILE.into())))
     }
+}
+
+/// The words of `--trace-steps`, if they make sense.
+pub fn check(words: &str) -> Result<String, String> {
+    Filter::parse(words).map(|_| words.to_owned()).map_err(|error| format!("{error:#}"))
 }
 
 /// The file that a trace is written to.
@@ -109,13 +116,21 @@ impl Sink {
 
 /// Makes engines that trace.
 pub struct Tracing {
-    pub filter: Filter,
+    filter: Filter,
     pub sink: Arc<Sink>,
+}
+
+impl Tracing {
+    /// An engine that writes what the words say (see [`Filter::parse`]), and the file's name.
+    pub fn create(words: &str) -> anyhow::Result<(Self, PathBuf)> {
+        let (filter, path) = Filter::parse(words)?;
+        Ok((Tracing { filter, sink: Arc::new(Sink::create(&path)?) }, path))
+    }
 }
 
 impl EngineFactory for Tracing {
     fn name(&self) -> &'static str {
-        "trace"
+        NAME
     }
     fn create(&self, config: VcpuConfig) -> Box<dyn Engine> {
         if self.filter.cpu.is_some_and(|cpu| cpu != config.id) {
@@ -273,7 +288,7 @@ impl Engine for Tracer {
         self.vcpu.counters
     }
     fn name(&self) -> &'static str {
-        "trace"
+        NAME
     }
     fn describe_tlb(&self) -> String {
         self.vcpu.describe_tlb()

@@ -70,6 +70,7 @@ fn unknown_words_are_usage_errors() {
         ("--timeout", "soon", "seconds"),
         ("--cpus", "two", "invalid"),
         ("--switch-at", "insns=1000", "colon"),
+        ("--trace-steps", "rip=5-4", "above the last"),
         ("--switch-at", "insns=many:jit", "count"),
         ("--switch-at", "insns=1:warp", "interp"),
         ("--switch-at", "time=3:jit", "no trigger"),
@@ -191,6 +192,27 @@ fn engines_change_under_the_guest() {
         0,
         &[&checksum],
     );
+}
+
+/// A stretch of a run, between two addresses.
+#[test]
+fn a_trace_from_here_to_there() {
+    let folder = TempDir::new().unwrap();
+    // mov ecx, 1000h; loop $; nop; mov ecx, 3; loop $; out F4h, al; hlt
+    let code = [0xB9, 0, 0x10, 0, 0, 0xE2, 0xFE, 0x90, 0xB9, 3, 0, 0, 0, 0xE2, 0xFE, 0xE6, 0xF4, 0xF4];
+    let guest = file(&folder, "guest", &kernel(&code));
+    let trace = folder.path().join("trace");
+    let words = format!("insn {}", trace.display());
+    let arguments = [
+        &["run", "--display=none", "--debug-exit=0xf4", "--kernel", guest.to_str().unwrap()][..],
+        &["--switch-at=rip=100027:trace", "--switch-at=rip=10002f:jit", "--trace-steps", &words],
+    ];
+    let seen = ["rip=0x100027: jit -> trace", "rip=0x10002f: trace -> jit"];
+    // AL is the low byte of multiboot's magic number, 2.
+    expect(&arguments.concat(), 5, &seen);
+    let lines = std::fs::read_to_string(trace).unwrap();
+    let words: Vec<&str> = lines.lines().filter_map(|line| line.split_whitespace().nth(4)).collect();
+    assert_eq!(words, ["nop", "mov", "loop", "loop", "loop"], "{lines}");
 }
 
 #[test]

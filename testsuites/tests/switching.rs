@@ -5,7 +5,9 @@ use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
+use trimaran_accel::Kvm;
 use trimaran_cpu::engine::{Engine, EngineFactory, Interpreter, Stop, Takeover};
+use trimaran_cpu::model::Model;
 use trimaran_cpu::state::{CpuState, RFlags, gpr, seg};
 use trimaran_cpu::{Counters, VcpuConfig};
 use trimaran_machine::boot::DirectBoot;
@@ -26,6 +28,7 @@ const SAMPLES: &[(&str, Check)] = &[
     ("an engine that refuses leaves the old one at work", refusal),
     ("a trap that is due when a slice ends comes first", trap_at_the_end_of_a_slice),
     ("512 MB change their engine", time_of_a_switch),
+    ("a machine that starts under KVM goes on without, and back where it can", kvm),
     ("Linux works while its engine changes every 50 ms", linux),
 ];
 
@@ -351,6 +354,50 @@ fn time_of_a_switch() -> Result<(), String> {
     if median > Duration::from_millis(10) {
         return Err(format!("a switch takes {median:?}"));
     }
+    Ok(())
+}
+
+/// From KVM at a port's exit to the interpreter, then to and fro as far as the host's KVM takes the machine back.
+fn kvm() -> Result<(), String> {
+    let kvm = Kvm::open().map_err(|reason| format!("skipped: {reason}"))?;
+    let model = Arc::new(kvm.reduce(&Model::default()));
+    let kvm: Arc<dyn EngineFactory> = Arc::new(kvm);
+    let (interp, jit) = (engine::named("interp")?, engine::named("jit")?);
+    let config = || modes_guest::config(30);
+    let expected = run_switched(config()?, std::slice::from_ref(&interp), &[])?;
+    // Port 21h is written in real mode at the beginning, and again in protected mode.
+    let list = vec![(Trigger::Port(0x21), interp.clone())];
+    let (config, told) = with_triggers(MachineConfig { deterministic: false, model, ..config()? }, list);
+    let mut guest = Guest::create(config, &kvm)?;
+    guest.machine.start();
+    let begun = Instant::now();
+    let (mut taken, mut refused) = (0, None);
+    for n in 0.. {
+        if guest.machine.outcome().is_some() {
+            break;
+        }
+        if begun.elapsed() > Duration::from_secs(120) {
+            return Err(format!("does not end on {}", guest.machine.engine_name()));
+        }
+        std::thread::sleep(Duration::from_millis(3));
+        if told.lock().is_ok_and(|told| told.is_empty()) {
+            continue;
+        }
+        match guest.machine.switch_engine([&kvm, &jit, &kvm, &interp][n % 4]) {
+            Ok(report) => taken += usize::from(report.to == "kvm"),
+            Err(error) => refused = Some(error.to_string()),
+        }
+    }
+    let outcome = guest.machine.outcome();
+    if outcome != Some(Outcome::DebugExit(1)) || guest.serial_at_end() != expected.serial {
+        let failure = guest.machine.engine_failure();
+        return Err(format!(
+            "{outcome:?} ({failure:?}), {:?} instead of {:?}",
+            guest.serial_at_end(),
+            expected.serial
+        ));
+    }
+    println!("KVM took the machine back {taken} times; refused: {}", refused.as_deref().unwrap_or("never"));
     Ok(())
 }
 

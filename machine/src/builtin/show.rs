@@ -110,7 +110,7 @@ impl Guest {
         self.put_text(TITLE, "Trimaran", colour::BRIGHT)?;
         self.put_text((TITLE.0 + 9 * 8, TITLE.1), "built-in guest: a Julia set in SSE2", colour::TEXT)?;
         self.put_text(MODES, "real mode \u{1a} protected mode \u{1a} long mode", colour::QUIET)?;
-        let engine = format!("Engine {}", self.options.engine.chars().take(16).collect::<String>());
+        let engine = format!("Started on {}", self.options.engine.chars().take(16).collect::<String>());
         self.put_text(FIGURES, &engine, colour::ACCENT)?;
         self.put_text((TYPED.0, TYPED.1), "Keyboard", colour::ACCENT)?;
         self.rectangle((TYPED.0 + 80, TYPED.1 - 4), (TYPED_CHARACTERS * 8 + 8, 24), colour::FIELD)?;
