@@ -7,9 +7,12 @@
 //! A host that offers a KVM may offer little: [`Report`] is what was found by running code in tiny virtual machines.
 
 mod report;
+mod speed;
+mod tiny;
 mod unavailable;
 
 pub use report::{Kind, Missing, Report, Trial};
+pub use speed::mips;
 pub use unavailable::Unavailable;
 
 #[cfg(all(target_os = "linux", target_arch = "x86_64"))]

@@ -21,12 +21,14 @@ pub enum Trial {
     SoftwareInterrupt,
     /// SYSCALL from CPL 3 and SYSRET.
     Syscall,
+    /// CPUID as the guest's model has it.
+    Cpuid,
     /// A time-stamp counter that is the guest's own.
     TimeStamp,
 }
 
 impl Trial {
-    pub const ALL: [Trial; 9] = [
+    pub const ALL: [Trial; 10] = [
         Trial::RealMode,
         Trial::ProtectedMode,
         Trial::Paging32,
@@ -35,6 +37,7 @@ impl Trial {
         Trial::FloatingPoint3,
         Trial::SoftwareInterrupt,
         Trial::Syscall,
+        Trial::Cpuid,
         Trial::TimeStamp,
     ];
 }
@@ -50,6 +53,7 @@ impl fmt::Display for Trial {
             Trial::FloatingPoint3 => "x87 and SSE at CPL 3",
             Trial::SoftwareInterrupt => "INT n in protected mode",
             Trial::Syscall => "SYSCALL from CPL 3",
+            Trial::Cpuid => "a CPUID that can be set",
             Trial::TimeStamp => "a time-stamp counter of its own",
         })
     }

@@ -17,6 +17,7 @@ Examples:
   trimaran run --kernel bzImage --initrd initrd.gz --append console=ttyS0 \\
                --display none --serial stdio   boot Linux without firmware
   trimaran run --smoke                         run the built-in guest as a self-test
+  trimaran engines                             what can run guests here, and how fast
   trimaran lockstep --smoke                    compare two engines on it (`trimaran lockstep --help`)
 
 In the window: click to give the mouse to the guest, Ctrl+Alt+G to take it back; Ctrl+Alt+E: the next engine.
@@ -30,7 +31,7 @@ Exit status:
 
 /// A PC emulator: boots unmodified operating systems on an emulated x86 PC.
 #[derive(Parser, Clone, Debug)]
-#[command(name = "trimaran", version, override_usage = "trimaran [run] [OPTIONS]", after_help = EXAMPLES)]
+#[command(name = "trimaran", version, override_usage = "trimaran [run] [OPTIONS]\n       trimaran engines\n       trimaran lockstep [OPTIONS]", after_help = EXAMPLES)]
 #[command(max_term_width = 100)]
 pub struct Options {
     /// What runs the guest's instructions
@@ -162,6 +163,8 @@ pub enum EngineName {
     Jit,
     /// Interprets every instruction
     Interp,
+    /// The host's processor runs the guest (Linux, x86-64; `trimaran engines` tells more)
+    Kvm,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]

@@ -1,37 +1,15 @@
 //! The engines that a running machine can change to.
 
-use crate::Failure;
-use crate::cli::{EngineName, Options, TierName};
+use crate::cli::{EngineName, Options};
+use crate::{Failure, engines};
 use anyhow::{anyhow, bail};
 use clap::ValueEnum;
 use std::sync::Arc;
-use trimaran_cpu::engine::{EngineFactory, Interpreter};
-use trimaran_jit::{Jit, Tier};
+use trimaran_cpu::engine::EngineFactory;
 
 /// The engine of a name, as the options describe it.
 pub fn engine(options: &Options, name: EngineName) -> Result<Arc<dyn EngineFactory>, Failure> {
-    if name == EngineName::Interp {
-        return Ok(Arc::new(Interpreter));
-    }
-    let mut jit = Jit::default();
-    jit.options.code_cache = usize::try_from(options.code_cache).unwrap_or(usize::MAX);
-    jit.options.dump_region = options.dump_region;
-    jit.options.perf_map = options.perf_map;
-    jit.options.first_regions = options.first_regions;
-    jit.options.no_links = options.no_links;
-    jit.options.no_shared_checks = options.no_shared_checks;
-    if !options.only_instructions.is_empty() {
-        // For as long as the program runs.
-        jit.options.only = Some(options.only_instructions.clone().leak());
-    }
-    jit.options.tier = match options.tier {
-        None => jit.options.tier,
-        Some(TierName::Interp) => Tier::Interp,
-        Some(TierName::Emit) => Tier::Emit,
-        Some(TierName::Cranelift) => Tier::Cranelift,
-        Some(TierName::All) => Tier::All,
-    };
-    Ok(Arc::new(jit))
+    Ok(engines::choose(&Options { engine: name, ..options.clone() })?.factory)
 }
 
 /// Engines by name, with the options that the program was started with.

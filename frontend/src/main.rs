@@ -3,6 +3,7 @@
 mod cli;
 mod disassembly;
 mod engine_list;
+mod engines;
 mod keys;
 mod lockstep;
 mod monitor;
@@ -49,6 +50,10 @@ impl<E: Into<anyhow::Error>> From<E> for Failure {
 }
 
 fn main() {
+    if std::env::args_os().skip(1).eq(["engines"]) {
+        print!("{}", engines::table());
+        return;
+    }
     let task = Task::from_command_line();
     let result = trace::start(task.options()).and_then(|()| match &task {
         Task::Run(options) => run::run(options),

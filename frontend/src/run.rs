@@ -1,9 +1,9 @@
 //! From options to a running machine, and to the exit status.
 
 use crate::cli::{Display, Endpoint, Options};
-use crate::engine_list::{EngineList, engine};
+use crate::engine_list::EngineList;
 use crate::session::{Session, open_floppy};
-use crate::{Failure, monitor, screenshot, serial, stats, status, switch_at, terminal, window};
+use crate::{Failure, engines, monitor, screenshot, serial, stats, status, switch_at, terminal, window};
 use anyhow::Context;
 use std::io::{IsTerminal, Write, stdin, stdout};
 use std::path::Path;
@@ -23,8 +23,9 @@ const SERIAL_PORTS: usize = 4;
 pub fn run(options: &Options) -> Result<i32, Failure> {
     let display = choose_display(options)?;
     check_stdio(options, display)?;
-    let factory = engine(options, options.engine)?;
+    let engines::Choice { factory, model } = engines::choose(options)?;
     let (mut config, guest, cdroms) = configure(options, factory.name(), None)?;
+    config.model = Arc::new(model);
     switch_at::arm(options, &mut config)?;
     let inputs = open_ports(options, display, &mut config)?;
     let monitor = options.monitor.as_ref().map(monitor::open).transpose()?;
@@ -92,6 +93,7 @@ fn finish(options: &Options, session: Arc<Session>, deadline: Option<Instant>) -
         screenshot::save(&session.machine, path)?;
     }
     let stats = options.stats.then(|| stats::describe(&session.machine.stats()));
+    let failure = session.machine.engine_failure();
     // Ends the machine's threads; the consoles write what is under way.
     drop(session);
     stdout().flush()?;
@@ -104,6 +106,10 @@ fn finish(options: &Options, session: Arc<Session>, deadline: Option<Instant>) -
         Some(Outcome::TripleFault) => {
             eprintln!("trimaran: the guest met a triple fault");
             status::TRIPLE_FAULT
+        }
+        Some(Outcome::EngineFailed) => {
+            eprintln!("trimaran: {}", failure.unwrap_or_else(|| "the engine cannot go on".into()));
+            status::ERROR
         }
         Some(_) => status::POWERED_OFF,
         None if deadline.is_some_and(|deadline| Instant::now() >= deadline) => {

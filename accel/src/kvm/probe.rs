@@ -1,9 +1,11 @@
 //! What the host's KVM can do, found by running code: a table of features says little of a KVM made of software.
 
 use super::host::Host;
-use super::tiny::{CODE, CODE0, End, IDT, Mode, Tiny};
+use super::tiny::{End, Tiny};
 use crate::Unavailable;
 use crate::report::{Missing, Report, Trial};
+use crate::speed;
+use crate::tiny::{CODE, CODE0, DONE, IDT, Mode, assemble};
 use iced_x86::IcedError;
 use iced_x86::code_asm::*;
 use std::sync::Arc;
@@ -12,14 +14,8 @@ use trimaran_cpu::state::gpr;
 
 /// Left in RAX by each trial that works.
 const MAGIC: u64 = 0x51AB;
-/// Port of a trial at CPL 3, where HLT faults.
-const DONE: u16 = 0x80;
 /// Where handlers stand.
 const HANDLER: u64 = 0x3000;
-/// Times that the loops for speed run at first.
-const FIRST_ROUNDS: u32 = 10_000;
-/// A measurement takes this long at least, in seconds.
-const LEAST_TIME: f64 = 0.02;
 
 /// Tries everything.
 pub fn probe(host: &Arc<Host>) -> Result<Report, Unavailable> {
@@ -29,7 +25,7 @@ pub fn probe(host: &Arc<Host>) -> Result<Report, Unavailable> {
             missing.push(Missing { trial, reason });
         }
     }
-    let (ring0_mips, ring3_mips) = (speed(host, 0)?, speed(host, 3)?);
+    let (ring0_mips, ring3_mips) = (mips(host, 0)?, mips(host, 3)?);
     Ok(Report { missing, smm: host.smm, ring0_mips, ring3_mips })
 }
 
@@ -40,7 +36,7 @@ fn attempt(host: &Arc<Host>, trial: Trial) -> Result<Result<(), String>, Unavail
         Trial::RealMode | Trial::TimeStamp => (Mode::Real, 0),
         Trial::ProtectedMode | Trial::SoftwareInterrupt => (Mode::Protected, 0),
         Trial::Paging32 => (Mode::Paged, 0),
-        Trial::LongMode | Trial::FloatingPoint0 => (Mode::Long, 0),
+        Trial::LongMode | Trial::FloatingPoint0 | Trial::Cpuid => (Mode::Long, 0),
         Trial::FloatingPoint3 | Trial::Syscall => (Mode::Long, 3),
     };
     let mut state = tiny.prepare(mode, cpl);
@@ -63,6 +59,10 @@ fn attempt(host: &Arc<Host>, trial: Trial) -> Result<Result<(), String>, Unavail
                 state.rip(),
                 state.gpr[gpr::RAX]
             ));
+        }
+        let (shown, features) = (state.gpr[gpr::RSI] as u32, tiny.model.features.leaf1_ecx);
+        if trial == Trial::Cpuid && shown != features {
+            return Err(format!("leaf 1 has ECX {shown:08x}, not {features:08x}"));
         }
         Ok(())
     };
@@ -88,16 +88,6 @@ fn interrupt_gate(tiny: &Tiny, vector: u64) {
     tiny.ram.write(IDT + vector * 8, &gate.to_le_bytes());
 }
 
-fn assemble(
-    bits: u32,
-    at: u64,
-    f: impl Fn(&mut CodeAssembler) -> Result<(), IcedError>,
-) -> Result<Vec<u8>, IcedError> {
-    let mut a = CodeAssembler::new(bits)?;
-    f(&mut a)?;
-    a.assemble(at)
-}
-
 /// The program of a trial; handlers are put in their place.
 fn code(trial: Trial, tiny: &Tiny) -> Result<Vec<u8>, IcedError> {
     let magic = MAGIC as u32;
@@ -121,6 +111,13 @@ fn code(trial: Trial, tiny: &Tiny) -> Result<Vec<u8>, IcedError> {
             a.push(rcx)?;
             a.pop(rax)?;
             a.shr(rax, 32)?;
+            a.hlt()
+        }),
+        Trial::Cpuid => assemble(64, CODE, |a| {
+            a.mov(eax, 1)?;
+            a.cpuid()?;
+            a.mov(esi, ecx)?;
+            a.mov(eax, magic)?;
             a.hlt()
         }),
         Trial::FloatingPoint0 => assemble(64, CODE, |a| {
@@ -170,31 +167,15 @@ fn floating_point(a: &mut CodeAssembler) -> Result<(), IcedError> {
     a.shr(eax, 1)
 }
 
-/// Million instructions a second of a loop of two; 0 if it does not run.
-fn speed(host: &Arc<Host>, cpl: u8) -> Result<f64, Unavailable> {
+/// Million instructions a second at a privilege level of long mode; 0 if that does not run.
+fn mips(host: &Arc<Host>, cpl: u8) -> Result<f64, Unavailable> {
     let mut tiny = Tiny::new(host)?;
-    let mut rounds = FIRST_ROUNDS;
-    let program = assemble(64, CODE, |a| {
-        let mut again = a.create_label();
-        a.set_label(&mut again)?;
-        a.sub(ecx, 1)?;
-        a.jnz(again)?;
-        a.mov(eax, MAGIC as u32)?;
-        if cpl == 3 { a.out(i32::from(DONE), al) } else { a.hlt() }
-    });
-    let Ok(program) = program else { return Ok(0.0) };
-    loop {
+    Ok(speed::measure(|rounds| {
         let mut state = tiny.prepare(Mode::Long, cpl);
-        state.gpr[gpr::RCX] = u64::from(rounds);
+        let program = speed::program(&mut state, rounds)?;
         let begun = Instant::now();
         let end = tiny.run(&program, &mut state);
-        let seconds = begun.elapsed().as_secs_f64();
-        if end.is_err() || state.gpr[gpr::RAX] != MAGIC {
-            return Ok(0.0);
-        }
-        if seconds >= LEAST_TIME || rounds >= 1 << 28 {
-            return Ok(f64::from(rounds) * 2.0 / seconds / 1e6);
-        }
-        rounds *= 8;
-    }
+        let time = begun.elapsed();
+        (end.is_ok() && state.gpr[gpr::RCX] == 0).then_some(time)
+    }))
 }

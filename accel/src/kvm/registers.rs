@@ -304,7 +304,8 @@ fn take_events(events: &kvm_vcpu_events, state: &mut CpuState) -> Option<Begun> 
 mod tests {
     use super::*;
     use crate::kvm::host::Host;
-    use crate::kvm::tiny::{Mode, Tiny};
+    use crate::kvm::tiny::Tiny;
+    use crate::tiny::Mode;
     use rand::rngs::SmallRng;
     use rand::{Rng, SeedableRng};
     use std::sync::Arc;

@@ -396,6 +396,48 @@ fn the_time_stamp_counter_is_the_machines_clock() {
 }
 
 #[test]
+fn cpuid_is_the_models() {
+    let Some(kvm) = kvm_with(&[Trial::LongMode, Trial::Cpuid]) else { return };
+    let mut b = Bench::new(&kvm, 1);
+    const LEAVES: [(u32, u32); 9] = [
+        (0, 0),
+        (1, 0),
+        (4, 1),
+        (7, 0),
+        (0xD, 0),
+        (0x15, 0),
+        (0x4000_0000, 0),
+        (0x8000_0001, 0),
+        (0x8000_0008, 0),
+    ];
+    b.place(64, CODE, |a| {
+        a.mov(edi, 0x4000)?;
+        for (leaf, sub) in LEAVES {
+            a.mov(eax, leaf)?;
+            a.mov(ecx, sub)?;
+            a.cpuid()?;
+            for (n, register) in [eax, ebx, ecx, edx].into_iter().enumerate() {
+                a.mov(dword_ptr(rdi + n * 4), register)?;
+            }
+            a.add(edi, 16)?;
+        }
+        a.hlt()
+    });
+    b.start(Mode::Long);
+    assert_eq!(b.run(), Stop::Halted);
+    let mut interpreted = Bench::interpreted(&kvm);
+    let mut code = [0; 512];
+    b.ram.read(CODE, &mut code);
+    interpreted.ram.write(CODE, &code);
+    interpreted.start(Mode::Long);
+    assert_eq!(interpreted.run(), Stop::Halted);
+    for (n, leaf) in (0..).zip(LEAVES) {
+        let words = |bench: &Bench| [bench.get(0x4000 + n * 16), bench.get(0x4008 + n * 16)];
+        assert_eq!(words(&b), words(&interpreted), "{leaf:x?}: {:x?} {:x?}", words(&b), words(&interpreted));
+    }
+}
+
+#[test]
 fn a_triple_fault_is_a_shutdown() {
     let Some(kvm) = kvm_with(&[Trial::LongMode]) else { return };
     let mut b = Bench::new(&kvm, 1);
