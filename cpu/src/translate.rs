@@ -17,6 +17,7 @@ use crate::interp::Interp;
 use crate::memory::canonical;
 use crate::mmu::Access;
 use crate::ops::Ops;
+use crate::ram::PAGE;
 use crate::shared::attention as att;
 use crate::state::{Activity, RFlags, gpr};
 use crate::tlb::hits;
@@ -293,8 +294,7 @@ impl Vcpu {
         }
         match self.linked(NONE, address) {
             NONE => {
-                // The interpreter's loop fetches from devices, and just once.
-                self.fetch_page(address).ok()??;
+                self.code_in_ram(address)?;
                 let next = self.find_block(rip).ok()?;
                 self.link(NONE, address, next);
                 Some(next)
@@ -319,9 +319,18 @@ impl Vcpu {
     pub fn block_mut(&mut self, index: u32) -> Option<&mut Block> {
         self.blocks.blocks.get_mut(index as usize)
     }
+    /// None: some byte of an instruction here may come from a device. The interpreter's loop fetches from those, and just
+    /// once.
+    fn code_in_ram(&mut self, address: u64) -> Option<()> {
+        self.fetch_page(address).ok()??;
+        if address % PAGE > PAGE - 15 {
+            self.fetch_page((address & !(PAGE - 1)).wrapping_add(PAGE)).ok()??;
+        }
+        Some(())
+    }
     /// The block at `rip`, if it can be had without a fault and its bytes are RAM.
     pub fn block_at(&mut self, rip: u64) -> Option<u32> {
-        self.fetch_page(self.code_address(rip)).ok()??;
+        self.code_in_ram(self.code_address(rip))?;
         let index = self.find_block(rip).ok()?;
         (self.block(index)?.page != NONE).then_some(index)
     }

@@ -97,7 +97,8 @@ pub fn everywhere(slice: u64, prepare: &dyn Fn(&Machine), program: Program) -> M
             );
         }
         assert_eq!(wanted.len(), states.len(), "{name}");
-        let differences = compare::memories(&WORLD, want, &m);
+        let mut differences = compare::memories(&WORLD, want, &m);
+        differences.extend(compare::access_times(want, &m));
         assert!(differences.is_empty(), "{name}: {differences:#?}");
     }
     reference.expect("the interpreter ran").0

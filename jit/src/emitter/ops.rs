@@ -6,6 +6,7 @@ use super::value::{Bit, BitOp, Op, Val, fold_bin};
 use trimaran_cpu::flags::Flags;
 use trimaran_cpu::insn::{Insn, W};
 use trimaran_cpu::interp::form;
+use trimaran_cpu::kernels::Kernel;
 use trimaran_cpu::ops::{Bin, Cond, Ops, Shift, Un};
 use trimaran_cpu::state::gpr;
 
@@ -278,7 +279,11 @@ impl Ops for Emitter<'_> {
         self.leave = Leave::Jump;
         Ok(())
     }
-    fn jump_to(&mut self, _i: &Insn, target: Val) -> Result<(), Never> {
+    fn jump_to(&mut self, i: &Insn, target: Val) -> Result<(), Never> {
+        // The others have checked it before they committed.
+        if i.kernel == Kernel::JmpIndirect {
+            self.check_target(i, target)?;
+        }
         self.leave = Leave::To(target);
         Ok(())
     }

@@ -68,11 +68,14 @@ pub fn memories(world: &World, want: &Machine, got: &Machine) -> Vec<String> {
         let n = a.iter().zip(&b).take_while(|(a, b)| a == b).count();
         out.push(format!("bus write {n}: interpreter {:x?}, translator {:x?}", a.get(n), b.get(n)));
     }
+    out
+}
+
+/// What differs in the counts of instructions at accesses to devices.
+pub fn access_times(want: &Machine, got: &Machine) -> Option<String> {
     let times = |m: &Machine| m.bus.times.lock().map(|l| l.clone()).unwrap_or_default();
     let (a, b) = (times(want), times(got));
-    if a != b {
-        let n = a.iter().zip(&b).take_while(|(a, b)| a == b).count();
-        out.push(format!("count at bus access {n}: interpreter {:?}, translator {:?}", a.get(n), b.get(n)));
-    }
-    out
+    let n = a.iter().zip(&b).take_while(|(a, b)| a == b).count();
+    let text = || format!("count at bus access {n}: interpreter {:?}, translator {:?}", a.get(n), b.get(n));
+    (a != b).then(text)
 }

@@ -3,3 +3,6 @@
 /// 1, 2, 5: the interpreter's budget behind REP. 50: a region made hot in another's place. 534, 756, 852: code in device
 /// memory was fetched twice.
 pub const SEEDS: &[u64] = &[1, 2, 5, 50, 534, 756, 852];
+
+/// The same for random bytes. 1580: an indirect jump to an address that is not canonical.
+pub const BYTES: &[u64] = &[1580];

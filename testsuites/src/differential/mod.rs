@@ -34,6 +34,9 @@ pub const TIERS: [&str; 3] = ["jit-emit", "jit-cranelift", "jit-all"];
 /// How long a program runs at most.
 const LIMIT: u64 = 20_000;
 
+/// The test of [`Case::bytes`].
+const BYTES: &str = "fuzz bytes";
+
 /// Regions of these end in the middle of blocks.
 const FEW: &[Mnemonic] = &[
     Mnemonic::Mov,
@@ -63,7 +66,7 @@ impl Case {
 
     /// Random bytes as code.
     pub fn bytes(seed: u64) -> Self {
-        Self::of(seed, "fuzz bytes", generate::bytes(seed))
+        Self::of(seed, BYTES, generate::bytes(seed))
     }
 
     fn of(seed: u64, test: &'static str, program: Program) -> Self {
@@ -147,6 +150,8 @@ pub fn lockstep(
         let ended = a != Stop::Budget || n + 1 == slices.len();
         if ended || n % often == often - 1 || !lines.is_empty() {
             lines.extend(compare::memories(&case.program.world, &want, &got));
+            // Random bytes run in devices too, and how often an engine fetches an instruction from there is its own affair.
+            lines.extend(compare::access_times(&want, &got).filter(|_| case.test != BYTES));
         }
         if !lines.is_empty() {
             found = Some(Difference { slice: n, lines });

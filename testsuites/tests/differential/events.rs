@@ -361,3 +361,35 @@ fn a_string_instruction_spends_its_budget() {
         }
     }
 }
+
+/// The #GP of an indirect jump whose target is not canonical stands at the jump, not at the target.
+#[test]
+fn a_jump_to_no_address() {
+    const LOOP: u64 = at::CODE + 0x20;
+    const AFTER: u64 = at::CODE + 0x100;
+    const NOWHERE: u64 = 0x2A02_82A9_4987_F0DF;
+    let jumps: [Program; 2] = [&|a| a.jmp(rax), &|a| a.jmp(qword_ptr(rdi))];
+    for jump in jumps {
+        let prepare = |m: &Machine| {
+            assert!(m.ram.write(at::DATA, &NOWHERE.to_le_bytes()));
+            assert!(m.ram.write(at::CHECKPOINT, &AFTER.to_le_bytes()));
+            write(m, LOOP, &|a| {
+                a.mov(rdi, at::DATA)?;
+                a.mov(rax, qword_ptr(rdi))?;
+                jump(a)
+            });
+            write(m, AFTER, &|a| {
+                a.dec(ecx)?;
+                a.jne(LOOP)?;
+                a.hlt()
+            });
+        };
+        let m = everywhere(7, &prepare, &|a| {
+            a.mov(ecx, 12)?;
+            a.jmp(LOOP)
+        });
+        let faults = logged(&m);
+        assert_eq!(faults.len(), 12);
+        assert!(faults.iter().all(|f| f.vector == 13 && (LOOP..LOOP + 0x20).contains(&f.rip)), "{faults:x?}");
+    }
+}
