@@ -1,18 +1,22 @@
 //! Engines that change under a running guest. `TRIMARAN_LONG=1` changes them more often, and adds Linux for a minute.
 
+use iced_x86::IcedError;
+use iced_x86::code_asm::*;
 use libtest_mimic::{Arguments, Failed, Trial};
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
+use std::path::Path;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 use trimaran_accel::Kvm;
 use trimaran_cpu::engine::{Engine, EngineFactory, Interpreter, Stop, Takeover};
 use trimaran_cpu::model::Model;
+use trimaran_cpu::shared::attention;
 use trimaran_cpu::state::{CpuState, RFlags, gpr, seg};
 use trimaran_cpu::{Counters, VcpuConfig};
 use trimaran_machine::boot::DirectBoot;
-use trimaran_machine::builtin;
 use trimaran_machine::{MachineConfig, MachineError, Outcome, SwitchAt, SwitchReport, Trigger};
+use trimaran_machine::{builtin, firmware};
 use trimaran_testsuites::cpio::Archive;
 use trimaran_testsuites::engine;
 use trimaran_testsuites::flat;
@@ -24,6 +28,8 @@ type Check = fn() -> Result<(), String>;
 const SAMPLES: &[(&str, Check)] = &[
     ("the guest of all modes, changed at random counts", all_modes),
     ("the built-in guest, changed at random counts", built_in),
+    ("SeaBIOS on two processors, changed at random counts", seabios),
+    ("every single step on a new engine: shadows, NMI, HLT, MWAIT, REP", every_step),
     ("triggers fire once, where they should", triggers),
     ("an engine that refuses leaves the old one at work", refusal),
     ("a trap that is due when a slice ends comes first", trap_at_the_end_of_a_slice),
@@ -75,6 +81,7 @@ fn run_switched(
     config: MachineConfig,
     engines: &[Arc<dyn EngineFactory>],
     times: &[u64],
+    end: u64,
 ) -> Result<End, String> {
     let guest = Guest::create(config, &engines[0])?;
     for (n, &time) in times.iter().enumerate() {
@@ -82,11 +89,34 @@ fn run_switched(
         let next = &engines[(n + 1) % engines.len()];
         guest.machine.switch_engine(next).map_err(|e| e.to_string())?;
     }
-    guest.machine.run_until(TOO_LATE);
+    guest.machine.run_until(end);
     let (time, instructions) = (guest.machine.now(), guest.machine.stats().instructions);
     let state = guest.machine.state_hash();
     let outcome = guest.machine.outcome();
     Ok(End { outcome, time, instructions, serial: guest.serial_at_end(), state })
+}
+
+/// Nanoseconds, and so instructions of a processor that runs.
+const STEP: u64 = 5_000;
+
+/// When processors run: the beginnings of steps within which instructions were retired.
+fn busy_times(config: MachineConfig, end: u64) -> Result<Vec<u64>, String> {
+    let guest = Guest::create(config, &engine::named("interp")?)?;
+    let (mut busy, mut step, mut before) = (Vec::new(), STEP, 0);
+    while guest.machine.outcome().is_none() && guest.machine.now() + step < end {
+        let time = guest.machine.now();
+        guest.machine.run_until(time + step);
+        let now = guest.machine.stats().instructions;
+        // Idle time is crossed in longer steps.
+        if now == before {
+            step = (step * 2).min(200 * STEP);
+        } else {
+            busy.push(time);
+            step = STEP;
+        }
+        before = now;
+    }
+    if busy.is_empty() { Err("no processor runs".into()) } else { Ok(busy) }
 }
 
 /// The same end whether engines change or not.
@@ -94,19 +124,19 @@ fn switched_at_random(
     what: &str,
     config: impl Fn() -> Result<MachineConfig, String>,
     switches: usize,
+    end: u64,
 ) -> Result<End, String> {
     let interp: Arc<dyn EngineFactory> = Arc::new(Interpreter);
-    let expected = run_switched(config()?, std::slice::from_ref(&interp), &[])?;
-    if expected.time >= TOO_LATE {
-        return Err(format!("{what} does not end: {expected:?}"));
-    }
+    let expected = run_switched(config()?, std::slice::from_ref(&interp), &[], end)?;
     // Each translates at once, so that a few thousand instructions meet translated code.
     let engines =
         [interp, engine::eager("jit", 2)?, Arc::new(Interpreter), engine::eager("jit-cranelift", 200)?];
     let random = &mut StdRng::seed_from_u64(seed());
-    let mut times: Vec<u64> = (0..switches).map(|_| random.random_range(0..expected.time)).collect();
+    let busy = busy_times(config()?, expected.time)?;
+    let some = |_| busy[random.random_range(0..busy.len())] + random.random_range(0..STEP);
+    let mut times: Vec<u64> = (0..switches).map(some).collect();
     times.sort_unstable();
-    let found = run_switched(config()?, &engines, &times)?;
+    let found = run_switched(config()?, &engines, &times, end)?;
     if found != expected {
         return Err(format!("{what}, seed {}: expected {expected:x?}, found {found:x?}", seed()));
     }
@@ -116,7 +146,7 @@ fn switched_at_random(
 
 fn all_modes() -> Result<(), String> {
     let (rounds, switches) = if long() { (1000, 10_000) } else { (300, 400) };
-    let end = switched_at_random("all modes", || modes_guest::config(rounds), switches)?;
+    let end = switched_at_random("all modes", || modes_guest::config(rounds), switches, TOO_LATE)?;
     if end.outcome != Some(Outcome::DebugExit(1)) || end.serial.len() != 8 {
         return Err(format!("{end:x?}"));
     }
@@ -130,11 +160,100 @@ fn built_in() -> Result<(), String> {
         let direct = Some(DirectBoot::builtin(image));
         Ok(MachineConfig { memory: 16 << 20, direct, deterministic: true, ..MachineConfig::default() })
     };
-    let end = switched_at_random("the built-in guest", config, if long() { 10_000 } else { 200 })?;
+    let end = switched_at_random("the built-in guest", config, if long() { 10_000 } else { 200 }, TOO_LATE)?;
     let checksum = format!("trimaran smoke {:016x}", builtin::expected_checksum());
     if end.outcome != Some(Outcome::PoweredOff) || !end.serial.contains(&checksum) {
         return Err(format!("no {checksum} in {end:x?}"));
     }
+    Ok(())
+}
+
+/// System management mode, INIT and start-up IPIs, a processor that waits for them, code in ROM, PAM.
+fn seabios() -> Result<(), String> {
+    let (bios, vga) = firmware::find_seabios().ok_or("skipped: Debian package seabios is not installed")?;
+    let config = || {
+        let read = |path: &Path| std::fs::read(path).map_err(|e| format!("{}: {e}", path.display()));
+        Ok(MachineConfig {
+            memory: 32 << 20,
+            cpus: 2,
+            deterministic: true,
+            firmware: Some(read(&bios)?),
+            vga_bios: Some(read(&vga)?),
+            ..MachineConfig::default()
+        })
+    };
+    let end = switched_at_random("SeaBIOS", config, if long() { 5_000 } else { 150 }, 1_000_000_000)?;
+    if end.outcome.is_none() { Ok(()) } else { Err(format!("{end:?}")) }
+}
+
+/// One processor goes on with its engine, the other has a new one at every step: their states are always the same.
+fn every_step() -> Result<(), String> {
+    let mut a = CodeAssembler::new(16).map_err(|e| e.to_string())?;
+    let mut again = a.create_label();
+    let mut write = || -> Result<Vec<u8>, IcedError> {
+        a.set_label(&mut again)?;
+        a.mov(di, 0x2000)?;
+        a.mov(cx, 20)?;
+        a.rep().stosb()?;
+        a.sti()?;
+        a.mov(ax, ss)?;
+        a.mov(ss, ax)?;
+        a.inc(si)?;
+        a.xor(ecx, ecx)?;
+        a.xor(edx, edx)?;
+        a.mov(eax, 0x3000)?;
+        a.monitor()?;
+        a.xor(eax, eax)?;
+        a.mwait()?;
+        a.cli()?;
+        a.inc(si)?;
+        a.sti()?;
+        a.hlt()?;
+        a.jmp(again)?;
+        a.assemble(0x8000)
+    };
+    let code = write().map_err(|e| e.to_string())?;
+    let engines = [engine::named("interp")?, engine::named("jit")?];
+    let mut machines: Vec<flat::Machine> =
+        (0..2).map(|_| flat::Machine::new(&Interpreter, 1 << 20, 0..0)).collect();
+    for machine in &mut machines {
+        machine.ram.write(0x8000, &code);
+        // NMI: inc bp; iret. Vector 30h: inc bx; iret.
+        machine.ram.write(2 * 4, &[0x00, 0x81, 0, 0]);
+        machine.ram.write(0x8100, &[0x45, 0xCF]);
+        machine.ram.write(0x30 * 4, &[0x10, 0x81, 0, 0]);
+        machine.ram.write(0x8110, &[0x43, 0xCF]);
+        let state = machine.engine.state();
+        (state.seg[seg::CS].base, state.seg[seg::CS].selector) = (0, 0);
+        (state.gpr[gpr::RIP], state.gpr[gpr::RSP]) = (0x8000, 0x7000);
+        machine.engine.state_changed();
+    }
+    for n in 0..6000usize {
+        for machine in &machines {
+            // Two NMIs in a row: the second waits for the IRET of the first.
+            if n % 41 < 2 {
+                machine.fence.vcpus[0].raise(attention::NMI);
+            }
+            if n % 59 == 0 {
+                machine.bus.raise(0x30);
+            }
+        }
+        let stops = [0, 1].map(|m: usize| machines[m].engine.run(1));
+        machines[1].renew(&*engines[n % 2]);
+        let states = [0, 1].map(|m: usize| machines[m].engine.state().clone());
+        if states[0] != states[1] || stops[0] != stops[1] {
+            return Err(format!("step {n}: {stops:?}, {states:x?}"));
+        }
+    }
+    let state = machines[0].engine.state();
+    let [nmis, interrupts, rounds] =
+        [gpr::RBP, gpr::RBX, gpr::RSI].map(|register| state.gpr[register] & 0xFFFF);
+    if nmis < 100 || interrupts < 50 || rounds < 50 {
+        return Err(format!("{nmis} NMIs, {interrupts} interrupts and {rounds} rounds only"));
+    }
+    println!(
+        "{nmis} NMIs, {interrupts} interrupts, {rounds} half rounds, a new engine for each of 6000 steps"
+    );
     Ok(())
 }
 
@@ -222,6 +341,7 @@ fn triggers() -> Result<(), String> {
             MachineConfig { deterministic: true, ..config()? },
             std::slice::from_ref(&interp),
             &[],
+            TOO_LATE,
         )?;
         let mut list = list;
         list[0].0 = Trigger::Serial(expected.serial[3..6].to_owned());
@@ -282,7 +402,7 @@ fn refusal() -> Result<(), String> {
         Ok(_) => return Err("a machine was made with an engine that refuses it".into()),
     }
     let jit = engine::named("jit")?;
-    let expected = run_switched(config()?, std::slice::from_ref(&jit), &[])?;
+    let expected = run_switched(config()?, std::slice::from_ref(&jit), &[], TOO_LATE)?;
     let (config, told) = with_triggers(config()?, vec![(Trigger::Insns(50_000), shy.clone())]);
     let guest = Guest::create(config, &jit)?;
     guest.machine.run_until(100_000);
@@ -364,7 +484,7 @@ fn kvm() -> Result<(), String> {
     let kvm: Arc<dyn EngineFactory> = Arc::new(kvm);
     let (interp, jit) = (engine::named("interp")?, engine::named("jit")?);
     let config = || modes_guest::config(30);
-    let expected = run_switched(config()?, std::slice::from_ref(&interp), &[])?;
+    let expected = run_switched(config()?, std::slice::from_ref(&interp), &[], TOO_LATE)?;
     // Port 21h is written in real mode at the beginning, and again in protected mode.
     let list = vec![(Trigger::Port(0x21), interp.clone())];
     let (config, told) = with_triggers(MachineConfig { deterministic: false, model, ..config()? }, list);
