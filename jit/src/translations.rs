@@ -143,7 +143,7 @@ impl Translations {
             if same && (region.page2 == NONE || region.generation2 == block.generation2) {
                 return Some(known);
             }
-            self.drop_region(v, known);
+            self.drop_written(v, known);
         }
         let block = v.block_mut(index)?;
         block.heat = block.heat.saturating_add(1);
@@ -298,8 +298,20 @@ impl Translations {
         let Some(page) = self.pages.remove(&page) else { return };
         for id in page.regions {
             self.stats.invalidated += 1;
-            self.drop_region(v, id);
+            self.drop_written(v, id);
         }
+    }
+
+    /// Drops a region whose page was written. It must become warm anew: code beside data that is written all the time is
+    /// faster interpreted than translated each time.
+    fn drop_written(&mut self, v: &mut Vcpu, id: u32) {
+        if let Some(Some(live)) = self.live.get(id as usize)
+            && let Some(block) = v.block_mut(live.block)
+            && block.translation == id
+        {
+            block.heat = 0;
+        }
+        self.drop_region(v, id);
     }
 
     fn drop_region(&mut self, v: &mut Vcpu, id: u32) {
