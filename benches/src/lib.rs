@@ -1,5 +1,7 @@
 //! Guests to measure: endless loops of a few instructions, each of which is about one thing.
 
+pub mod kernels;
+
 use iced_x86::IcedError;
 use iced_x86::code_asm::*;
 use trimaran_cpu::engine::EngineFactory;

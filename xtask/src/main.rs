@@ -48,6 +48,8 @@ enum Task {
 enum Bench {
     /// Real programs in a Debian guest: Trimaran, QEMU's TCG, and natively, in one table
     Guests(bench::Options),
+    /// Code that rewrites itself, changes of CR3, two processors, host memory: Trimaran and QEMU's TCG
+    Stress(bench::StressOptions),
     /// Single parts of processor and translator: decoding, translating, the TLB, transitions
     Parts {
         /// Only measurements whose name contains this
@@ -63,6 +65,7 @@ fn main() -> Result<()> {
             cargo(&root, &["clippy", "--workspace", "--all-targets", "--", "-D", "warnings"], &[])
         }
         Task::Bench { what: Bench::Guests(options) } => bench::guests(&root, &options),
+        Task::Bench { what: Bench::Stress(options) } => bench::stress(&root, &options),
         Task::Bench { what: Bench::Parts { only } } => bench::parts(&root, only.as_deref()),
         Task::Bless => cargo(
             &root,

@@ -92,7 +92,7 @@ impl Column {
     pub fn qemu(name: &str, qemu: &Qemu, cpu: &str, job: &Job) -> Self {
         let mut arguments = qemu.arguments.clone();
         // The same board parts on both sides; no disk, no network, no screen.
-        let options = ["-accel", "tcg", "-cpu", cpu, "-m", MEMORY, "-smp", "1", "-no-reboot", "-nodefaults"];
+        let options = ["-accel", "tcg", "-cpu", cpu, "-m", MEMORY, "-no-reboot", "-nodefaults"];
         arguments.extend(options.map(OsString::from));
         arguments.extend(["-display", "none", "-serial", "stdio", "-append", APPEND].map(OsString::from));
         for (option, value) in [("-kernel", &job.kernel), ("-initrd", &job.initrd)] {
@@ -106,6 +106,39 @@ impl Column {
             environment,
             guest: true,
         }
+    }
+
+    /// Trimaran with a kernel that ends by port 0xF4.
+    pub fn kernel_here(engine: &str, program: &Path, kernel: &Path) -> Self {
+        let options =
+            ["run", "--engine", engine, "--display", "none", "--serial", "stdio", "--debug-exit", "0xf4"];
+        let mut arguments: Vec<OsString> = options.map(OsString::from).to_vec();
+        arguments.extend(["--timeout".into(), "600".into(), "--kernel".into(), kernel.into()]);
+        let name = format!("Trimaran {engine}");
+        Column { name, program: program.into(), arguments, environment: None, guest: true }
+    }
+
+    /// QEMU with the same.
+    pub fn kernel_qemu(qemu: &Qemu, kernel: &Path) -> Self {
+        let mut arguments = qemu.arguments.clone();
+        let options = ["-accel", "tcg", "-m", "512", "-nodefaults", "-display", "none", "-serial", "stdio"];
+        arguments.extend(options.map(OsString::from));
+        arguments.extend(["-device", "isa-debug-exit,iobase=0xf4,iosize=1", "-kernel"].map(OsString::from));
+        arguments.push(kernel.into());
+        let environment = qemu.modules.as_ref().map(|folder| ("QEMU_MODULE_DIR", folder.into()));
+        Column {
+            name: "TCG".into(),
+            program: qemu.program.clone().into(),
+            arguments,
+            environment,
+            guest: true,
+        }
+    }
+
+    /// QEMU with more processors.
+    pub fn processors(mut self, count: &str) -> Self {
+        self.arguments.extend(["-smp".into(), count.into()]);
+        self
     }
 
     /// The same tree by chroot; an error where that is not possible.

@@ -3,11 +3,13 @@
 mod column;
 mod data;
 mod features;
+mod memory;
 mod packages;
 mod parts;
 mod programs;
 mod qemu;
 mod report;
+mod stress;
 mod tree;
 
 use anyhow::{Context, Result, bail};
@@ -15,6 +17,7 @@ use clap::Args;
 use column::{Column, Results};
 pub use parts::parts;
 use std::path::{Path, PathBuf};
+pub use stress::{Options as StressOptions, stress};
 
 #[derive(Args)]
 pub struct Options {
@@ -54,7 +57,7 @@ pub struct Job {
 pub fn guests(root: &Path, options: &Options) -> Result<()> {
     let folder = root.join(".cache/bench");
     std::fs::create_dir_all(&folder).with_context(|| format!("{}: cannot be made", folder.display()))?;
-    let job = prepare(root, &folder, options)?;
+    let job = prepare(root, &folder, rows(&options.only)?, options.quick)?;
     let trimaran = match &options.binary {
         Some(file) => file.clone(),
         None => build(root)?,
@@ -83,7 +86,19 @@ pub fn guests(root: &Path, options: &Options) -> Result<()> {
     Ok(())
 }
 
-fn prepare(root: &Path, folder: &Path, options: &Options) -> Result<Job> {
+/// The rows whose name contains one of these.
+fn rows(only: &[String]) -> Result<Vec<&'static programs::Row>> {
+    let wanted = |name: &str| only.is_empty() || only.iter().any(|part| name.contains(part.as_str()));
+    let rows: Vec<_> = programs::ROWS.iter().filter(|row| wanted(row.name)).collect();
+    if rows.is_empty() && !wanted(programs::BOOT) {
+        let names: Vec<_> = programs::ROWS.iter().map(|row| row.name).collect();
+        bail!("--only {}: no such row; there are {}", only.join(","), names.join(", "));
+    }
+    Ok(rows)
+}
+
+/// What every column runs, made ready in `folder`.
+fn prepare(root: &Path, folder: &Path, rows: Vec<&'static programs::Row>, quick: bool) -> Result<Job> {
     let guests = crate::guests::folder(root);
     let kernel = guests.join("vmlinuz");
     let busybox = guests.join("bin/busybox");
@@ -95,16 +110,9 @@ fn prepare(root: &Path, folder: &Path, options: &Options) -> Result<Job> {
             bail!("{}: missing, and Debian package {package} could not be fetched", file.display());
         }
     }
-    let wanted =
-        |name: &str| options.only.is_empty() || options.only.iter().any(|part| name.contains(part.as_str()));
-    let rows: Vec<_> = programs::ROWS.iter().filter(|row| wanted(row.name)).collect();
-    if rows.is_empty() && !wanted(programs::BOOT) {
-        let names: Vec<_> = programs::ROWS.iter().map(|row| row.name).collect();
-        bail!("--only {}: no such row; there are {}", options.only.join(","), names.join(", "));
-    }
     let packages = packages::unpacked(folder)?;
     let tree = tree::build(folder, &packages, &busybox)?;
-    tree::script(&tree, &rows, options.quick)?;
+    tree::script(&tree, &rows, quick)?;
     let initrd = tree::archive(folder, &tree, &busybox)?;
     Ok(Job { kernel, initrd, tree, rows })
 }

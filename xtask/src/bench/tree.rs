@@ -135,11 +135,12 @@ fn python(packages: &Path, tree: &Path) -> Result<()> {
     Ok(())
 }
 
-fn copy(from: &Path, to: &Path) -> Result<()> {
+pub fn copy(from: &Path, to: &Path) -> Result<()> {
     std::fs::copy(from, to).with_context(|| format!("{} to {}", from.display(), to.display())).map(|_| ())
 }
 
-fn executable(file: &Path, text: &str) -> Result<()> {
+/// Writes a script that can be started.
+pub fn executable(file: &Path, text: &str) -> Result<()> {
     std::fs::write(file, text).with_context(|| format!("{}: cannot be written", file.display()))?;
     Ok(std::fs::set_permissions(file, std::fs::Permissions::from_mode(0o755))?)
 }
