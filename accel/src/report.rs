@@ -21,6 +21,8 @@ pub enum Trial {
     SoftwareInterrupt,
     /// SYSCALL from CPL 3 and SYSRET.
     Syscall,
+    /// An interrupt that waits is let in where interrupts are enabled for two instructions only.
+    InterruptWindow,
     /// CPUID as the guest's model has it.
     Cpuid,
     /// A time-stamp counter that is the guest's own.
@@ -28,7 +30,7 @@ pub enum Trial {
 }
 
 impl Trial {
-    pub const ALL: [Trial; 10] = [
+    pub const ALL: [Trial; 11] = [
         Trial::RealMode,
         Trial::ProtectedMode,
         Trial::Paging32,
@@ -37,6 +39,7 @@ impl Trial {
         Trial::FloatingPoint3,
         Trial::SoftwareInterrupt,
         Trial::Syscall,
+        Trial::InterruptWindow,
         Trial::Cpuid,
         Trial::TimeStamp,
     ];
@@ -53,6 +56,7 @@ impl fmt::Display for Trial {
             Trial::FloatingPoint3 => "x87 and SSE at CPL 3",
             Trial::SoftwareInterrupt => "INT n in protected mode",
             Trial::Syscall => "SYSCALL from CPL 3",
+            Trial::InterruptWindow => "short interrupt windows",
             Trial::Cpuid => "a CPUID that can be set",
             Trial::TimeStamp => "a time-stamp counter of its own",
         })

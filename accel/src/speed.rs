@@ -53,7 +53,9 @@ pub fn program(state: &mut CpuState, rounds: u32) -> Option<Vec<u8>> {
 pub fn measure(mut run: impl FnMut(u32) -> Option<Duration>) -> f64 {
     let mut rounds = FIRST_ROUNDS;
     loop {
-        let Some(time) = run(rounds) else { return 0.0 };
+        // The best of three: others use the host, too.
+        let times: Option<Vec<Duration>> = (0..3).map(|_| run(rounds)).collect();
+        let Some(time) = times.and_then(|times| times.into_iter().min()) else { return 0.0 };
         if time >= LEAST_TIME || rounds >= MOST_ROUNDS {
             return f64::from(rounds) * ROUND / time.as_secs_f64() / 1e6;
         }

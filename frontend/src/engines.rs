@@ -108,7 +108,7 @@ fn kvm_rows(report: &Report) -> String {
         let _ = writeln!(text, "{:8}lacks {}: {}", "", missing.trial, missing.reason);
     }
     if !report.missing.is_empty() {
-        let _ = writeln!(text, "{:8}What it lacks, the interpreter runs.", "");
+        let _ = writeln!(text, "{:8}Modes and instructions that it lacks, the interpreter runs.", "");
     }
     text
 }

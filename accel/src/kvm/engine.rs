@@ -12,6 +12,7 @@ use crate::report::{Kind, Report, Trial};
 use kvm_bindings::{KVM_GUESTDBG_ENABLE, KVM_GUESTDBG_USE_HW_BP, kvm_guest_debug};
 use std::sync::Arc;
 use std::sync::atomic::Ordering::*;
+use std::time::{Duration, Instant};
 use trimaran_cpu::bus::Page;
 use trimaran_cpu::engine::{Engine, Stop};
 use trimaran_cpu::shared::attention::{CODE, DEADLINE, DROP_WRITES, INIT, INTR, NMI, REMAP, SIPI, SMI, STOP};
@@ -22,8 +23,13 @@ use trimaran_cpu::{Counters, Vcpu};
 const RARE: u32 = INIT | SIPI | SMI | NMI;
 /// Budgets up to this many instructions are kept to the instruction, by the interpreter. KVM does not count.
 const EXACT: u64 = 4096;
-/// Instructions that the interpreter runs when KVM could not run one: the next ones may be like it.
+/// Instructions that the interpreter runs when KVM could not run one: the next ones may be like it. Twice as many each
+/// time that KVM gets nowhere, up to [`MANY`].
 const FEW: u64 = 64;
+/// KVM gets nowhere if it cannot run an instruction after so short a time.
+const NOWHERE: Duration = Duration::from_millis(10);
+/// Instructions that it runs while an interrupt waits, where KVM cannot tell when it can be injected.
+const SOME: u64 = 2_000;
 /// Instructions that it runs at a time in modes that KVM does not have.
 const MANY: u64 = 1_000_000;
 
@@ -47,6 +53,8 @@ pub struct KvmVcpu {
     failure: Option<String>,
     /// Instructions that KVM could not run.
     not_emulated: u64,
+    /// How many the interpreter ran after the last of them, and when it was done.
+    turn: (u64, Instant),
 }
 
 impl KvmVcpu {
@@ -65,6 +73,7 @@ impl KvmVcpu {
             stop_points: false,
             failure: None,
             not_emulated: 0,
+            turn: (FEW, Instant::now()),
         }
     }
 
@@ -98,6 +107,8 @@ impl KvmVcpu {
                 }
                 Exit::StopPoint => Some(Stop::Point),
                 Exit::NotEmulated => self.step_over()?,
+                // The interpreter delivers it as soon as it can be.
+                Exit::NoWindow => self.interpret(SOME)?,
                 Exit::Shutdown => self.shut_down()?,
                 Exit::Failed(reason) => return Err(format!("{reason} {}", self.place())),
             };
@@ -251,6 +262,9 @@ impl KvmVcpu {
             (self.ready, self.fetched) = (false, false);
         }
         let requested = shared.pending() & INTR;
+        if requested != 0 && !self.ready && !self.report.works(Trial::InterruptWindow) {
+            return Ok(Exit::NoWindow);
+        }
         self.hardware.request_interrupt_window(requested != 0);
         let priority = self.vcpu.bus.task_priority(self.vcpu.id);
         self.hardware.set_task_priority(priority);
@@ -281,7 +295,11 @@ impl KvmVcpu {
             let place = self.place();
             tracing::warn!(target: "kvm", cpu = self.vcpu.id, "KVM cannot run an instruction {place}: the interpreter does");
         }
-        self.interpret(FEW)
+        let (last, done) = self.turn;
+        let turn = if done.elapsed() < NOWHERE { (last * 2).min(MANY) } else { FEW };
+        let stop = self.interpret(turn);
+        self.turn = (turn, Instant::now());
+        stop
     }
 
     /// KVM says that the guest met a triple fault. Some software KVMs say so of what they do not know.

@@ -19,6 +19,8 @@ pub enum Exit {
     Halted,
     StopPoint,
     Shutdown,
+    /// Not run at all: an interrupt waits, and KVM would miss its time.
+    NoWindow,
     /// KVM does not know how to run the next instruction.
     NotEmulated,
     /// Half a sentence about what went wrong; the place follows.

@@ -33,7 +33,7 @@ pub fn probe(host: &Arc<Host>) -> Result<Report, Unavailable> {
 fn attempt(host: &Arc<Host>, trial: Trial) -> Result<Result<(), String>, Unavailable> {
     let mut tiny = Tiny::new(host)?;
     let (mode, cpl) = match trial {
-        Trial::RealMode | Trial::TimeStamp => (Mode::Real, 0),
+        Trial::RealMode | Trial::InterruptWindow | Trial::TimeStamp => (Mode::Real, 0),
         Trial::ProtectedMode | Trial::SoftwareInterrupt => (Mode::Protected, 0),
         Trial::Paging32 => (Mode::Paged, 0),
         Trial::LongMode | Trial::FloatingPoint0 | Trial::Cpuid => (Mode::Long, 0),
@@ -50,9 +50,14 @@ fn attempt(host: &Arc<Host>, trial: Trial) -> Result<Result<(), String>, Unavail
         return Ok(time_stamp(&tiny));
     }
     let mut run = |tiny: &mut Tiny| -> Result<(), String> {
+        tiny.hardware.request_interrupt_window(trial == Trial::InterruptWindow);
         let program = code(trial, tiny).map_err(|e| e.to_string())?;
         let end = tiny.run(&program, &mut state)?;
-        let expected = if cpl == 3 { End::Out(DONE) } else { End::Halt };
+        let expected = match trial {
+            Trial::InterruptWindow => End::InterruptWindow,
+            _ if cpl == 3 => End::Out(DONE),
+            _ => End::Halt,
+        };
         if end != expected || state.gpr[gpr::RAX] & 0xFFFF != MAGIC {
             return Err(format!(
                 "it ended with {end:?} at {:#x}, RAX {:#x}",
@@ -93,6 +98,19 @@ fn code(trial: Trial, tiny: &Tiny) -> Result<Vec<u8>, IcedError> {
     let magic = MAGIC as u32;
     match trial {
         Trial::TimeStamp => Ok(Vec::new()),
+        Trial::InterruptWindow => assemble(16, CODE, |a| {
+            // As firmware waits: interrupts may come behind the NOP, and no more behind the CLI.
+            let mut again = a.create_label();
+            a.mov(ax, 0x51ABu32 as i32)?;
+            a.mov(cx, 100)?;
+            a.set_label(&mut again)?;
+            a.sti()?;
+            a.nop()?;
+            a.pause()?;
+            a.cli()?;
+            a.loop_(again)?;
+            a.hlt()
+        }),
         Trial::RealMode => assemble(16, CODE, |a| {
             // Segments and the stack, as firmware uses them.
             a.xor(ax, ax)?;

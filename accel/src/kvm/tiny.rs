@@ -70,6 +70,7 @@ impl Tiny {
             let end = match self.hardware.run() {
                 Ok((VcpuExit::Hlt, _)) => Ok(End::Halt),
                 Ok((VcpuExit::IoOut(port, _), _)) => Ok(End::Out(port)),
+                Ok((VcpuExit::IrqWindowOpen, _)) => Ok(End::InterruptWindow),
                 Ok((VcpuExit::InternalError, _)) => Err("internal error".to_string()),
                 Ok((exit, _)) => Err(format!("exit {exit:?}").to_lowercase()),
                 Err(e) if e.errno() == libc::EINTR => Err(format!("nothing within {LIMIT:?}")),
@@ -87,4 +88,6 @@ impl Tiny {
 pub enum End {
     Halt,
     Out(u16),
+    /// An interrupt could be injected.
+    InterruptWindow,
 }
