@@ -6,7 +6,7 @@ use iced_x86::code_asm::*;
 use std::time::Instant;
 use trimaran_cpu::Vcpu;
 use trimaran_cpu::engine::Engine;
-use trimaran_jit::abi::{Code, Job, Knobs, Runtime, Slot, Untranslatable};
+use trimaran_jit::abi::{Code, Job, Runtime, Slot, Untranslatable};
 use trimaran_jit::cranelift::Cranelift;
 use trimaran_jit::region::{Limits, Region};
 use trimaran_testsuites::differential::kernel::at;
@@ -65,7 +65,7 @@ fn processor() -> Flat {
 
 fn region(v: &mut Vcpu, trace: bool) -> Region {
     let first = v.block_at(at::CODE).expect("a block");
-    Region::form(v, first, at::CODE, Limits { blocks: 32, insns: 150, trace, only: None }).expect("a region")
+    Region::form(v, first, at::CODE, Limits { tree: trace, decode: true, ..Limits::LOOPS }).expect("a region")
 }
 
 pub fn compile(c: &mut Criterion) {
@@ -132,13 +132,7 @@ fn translate(
     let mut flat = processor();
     let region = region(&mut flat.vcpu, trace);
     let slots: Vec<Slot> = (0..region.slots).map(|n| Slot::new(0, 0, n as u32)).collect();
-    let job = Job {
-        region: &region,
-        slots: slots.as_ptr() as usize,
-        runtime: &runtime,
-        counter: None,
-        knobs: Knobs::default(),
-    };
+    let job = Job::new(&region, slots.as_ptr() as usize, &runtime);
     let insns = region.insns() as u64;
     c.benchmark_group("translate, instruction").bench_function(name, |b| {
         b.iter_custom(|wanted| {

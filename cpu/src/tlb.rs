@@ -70,9 +70,27 @@ struct Writer {
 
 const WRITERS: usize = 4096;
 
+/// Entries per class that others took the slot of.
+const VICTIMS: usize = 8;
+
+/// What was evicted last. Pages that share a slot and are used in turns are found here again: with 4 MiB between two streams,
+/// each access would walk the page tables.
+struct Victims {
+    /// With the slot that each was in.
+    entries: [(usize, Entry, Note); VICTIMS],
+    next: usize,
+}
+
+impl Default for Victims {
+    fn default() -> Self {
+        Victims { entries: [(0, Entry::invalid(0), Note::default()); VICTIMS], next: 0 }
+    }
+}
+
 pub struct Tlb {
     classes: [Box<[Entry; ENTRIES]>; 4],
     notes: [Box<[Note; ENTRIES]>; 4],
+    victims: [Victims; 4],
     /// Whether a class may hold entries: empty ones need no flush.
     used: [bool; 4],
     /// Whether there may be entries of pages larger than 4 KiB.
@@ -87,6 +105,7 @@ impl Default for Tlb {
         Tlb {
             classes: [table(), table(), table(), table()],
             notes: [notes(), notes(), notes(), notes()],
+            victims: Default::default(),
             used: [false; 4],
             large: false,
             writers: vec![Writer::default(); WRITERS].into(),
@@ -100,11 +119,10 @@ pub fn hits(tag: u64, address: u64, size: u64) -> bool {
     tag ^ address <= 4096 - size
 }
 
-/// The slot of an address. Folding in higher bits keeps streams that lie a multiple of 4 MiB apart from
-/// evicting each other at every step (memtest86+'s block moves: 300 ns an access without it).
+/// The slot of an address.
 #[inline(always)]
 pub fn slot(address: u64) -> usize {
-    (address >> 12 ^ address >> 22) as usize & (ENTRIES - 1)
+    (address >> 12) as usize & (ENTRIES - 1)
 }
 
 impl Tlb {
@@ -121,8 +139,25 @@ impl Tlb {
     pub fn fill(&mut self, class: Class, address: u64, entry: Entry, note: Note) {
         self.used[class as usize] = true;
         self.large |= note.shift > 12;
-        self.classes[class as usize][slot(address)] = entry;
-        self.notes[class as usize][slot(address)] = note;
+        let (class, slot) = (class as usize, slot(address));
+        let victims = &mut self.victims[class];
+        victims.entries[victims.next] = (slot, self.classes[class][slot], self.notes[class][slot]);
+        victims.next = (victims.next + 1) % VICTIMS;
+        (self.classes[class][slot], self.notes[class][slot]) = (entry, note);
+    }
+    /// Brings back what was evicted, if it allows an access. What may make an entry wrong drops all that were evicted.
+    pub fn recall(&mut self, class: Class, address: u64, size: u64, write: bool) -> bool {
+        let (class, slot) = (class as usize, slot(address));
+        let allows = |e: &Entry| hits(if write { e.write } else { e.read }, address, size);
+        // Of an invalid entry the tag matches addresses of another slot only.
+        let mut victims = self.victims[class].entries.iter_mut();
+        let Some(victim) = victims.find(|(s, e, _)| *s == slot && allows(e)) else { return false };
+        std::mem::swap(&mut victim.1, &mut self.classes[class][slot]);
+        std::mem::swap(&mut victim.2, &mut self.notes[class][slot]);
+        true
+    }
+    fn forget_victims(&mut self) {
+        self.victims = Default::default();
     }
     /// Where translated code finds the entries of a class.
     pub fn table(&self, class: Class) -> *const Entry {
@@ -130,6 +165,7 @@ impl Tlb {
     }
     /// Drops everything, or everything but global pages.
     pub fn flush(&mut self, keep_global: bool) {
+        self.forget_victims();
         self.large &= keep_global;
         for class in 0..self.classes.len() {
             if !self.used[class] {
@@ -145,6 +181,7 @@ impl Tlb {
     }
     /// Drops the entries of the page that an address lies in (INVLPG), all parts of it if it is a large one.
     pub fn flush_page(&mut self, address: u64) {
+        self.forget_victims();
         let index = slot(address);
         for table in &mut self.classes {
             table[index] = Entry::invalid(index);
@@ -170,6 +207,7 @@ impl Tlb {
     }
     /// Drops all write tags: the next write takes the slow path.
     pub fn drop_writes(&mut self) {
+        self.forget_victims();
         self.writers.fill(Writer::default());
         for table in &mut self.classes {
             for (i, entry) in table.iter_mut().enumerate() {
@@ -179,6 +217,7 @@ impl Tlb {
     }
     /// Drops the write tags of one RAM page.
     pub fn drop_page_writes(&mut self, ram_page: u32) {
+        self.forget_victims();
         let w = std::mem::take(&mut self.writers[ram_page as usize & (WRITERS - 1)]);
         if !w.used {
             return;
@@ -198,5 +237,38 @@ impl Tlb {
         let table = self.classes[class as usize].iter().zip(self.notes[class as usize].iter().copied());
         let valid = |i: usize, e: &Entry| e.read != no_tag(i) || e.execute != no_tag(i);
         table.enumerate().filter(move |(i, e)| valid(*i, e.0)).map(|x| x.1)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn entry(page: u64) -> Entry {
+        Entry { read: page << 12, write: page << 12, execute: no_tag(slot(page << 12)), addend: page }
+    }
+
+    #[test]
+    fn evicted_pages_come_back_until_something_is_dropped() {
+        let mut tlb = Tlb::default();
+        let pages = [5, 5 + ENTRIES as u64, 5 + 2 * ENTRIES as u64];
+        assert!(!tlb.recall(Class::User, 0, 1, false), "nothing was evicted");
+        for page in pages {
+            tlb.fill(Class::User, page << 12, entry(page), Note::default());
+        }
+        for page in [pages[0], pages[1], pages[2], pages[0]] {
+            assert!(tlb.recall(Class::User, page << 12, 8, true));
+            assert_eq!(tlb.entry(Class::User, page << 12).addend, page);
+        }
+        assert!(!tlb.recall(Class::Supervisor, pages[1] << 12, 8, false), "another class's");
+        assert!(!tlb.recall(Class::User, (pages[1] << 12) + 0xFFC, 8, false), "it crosses the page");
+        // What stands in the slot of an invalid entry is not found either.
+        assert!(!tlb.recall(Class::User, 4 << 12, 1, false));
+        for drop in [|t: &mut Tlb| t.flush(true), |t: &mut Tlb| t.flush_page(9 << 12), Tlb::drop_writes] {
+            tlb.fill(Class::User, pages[0] << 12, entry(pages[0]), Note::default());
+            tlb.fill(Class::User, pages[1] << 12, entry(pages[1]), Note::default());
+            drop(&mut tlb);
+            assert!(!tlb.recall(Class::User, pages[0] << 12, 1, false));
+        }
     }
 }

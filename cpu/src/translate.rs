@@ -45,9 +45,14 @@ pub mod pending {
     /// `bit`: ZF.
     pub const SCAN: u8 = 12;
     pub const COUNT: u8 = 13;
+
+    /// Whether the result is computed from the operands when flags are settled: it need not be stored.
+    pub const fn result_follows(kind: u8) -> bool {
+        matches!(kind, ADD | SUB | NEG)
+    }
 }
 
-/// A declaration of flags whose bits were not worth computing yet. All values are zero-extended from `w`.
+/// A declaration of flags whose bits were not worth computing yet. What values have above `w` means nothing.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default)]
 pub struct PendingFlags {
@@ -224,6 +229,13 @@ impl Vcpu {
     pub fn settle_flags(&mut self) {
         let PendingFlags { kind, w, bit, a, b, r } = std::mem::take(&mut self.translated.pending);
         let (w, bit) = (W::from_bytes(w), bit != 0);
+        let r = match kind {
+            pending::ADD => a.wrapping_add(b),
+            pending::SUB => a.wrapping_sub(b),
+            pending::NEG => a.wrapping_neg(),
+            _ => r,
+        };
+        let [a, b, r] = [a, b, r].map(|v| v & w.mask());
         let flags = match kind {
             pending::ADD => Flags::Add { w, a, b, r },
             pending::ADC => Flags::Adc { w, a, b, r },
@@ -245,9 +257,12 @@ impl Vcpu {
 
     /// Fills the TLB for an access of translated code. False: the access must be done by the interpreter (it
     /// faults, crosses a page, meets a device, or code).
-    pub fn refill(&mut self, address: u64, size: u8, write: bool) -> bool {
+    pub fn refill(&mut self, address: u64, size: u16, write: bool) -> bool {
         if !canonical(address) && self.state.long_mode() || self.class != self.plain_class {
             return false;
+        }
+        if self.tlb.recall(self.class, address, size.into(), write) {
+            return true;
         }
         let access = if write { Access::Write } else { Access::Read };
         if self.translate(address, access, self.class).is_err() {
@@ -256,6 +271,12 @@ impl Vcpu {
         let entry = self.tlb.entry(self.class, address);
         let size = u64::from(size);
         !self.stop_block && hits(entry.read, address, size) && (!write || hits(entry.write, address, size))
+    }
+
+    /// Whether the TLB knows an address now, for reading and for writing.
+    pub fn refilled(&self, address: u64) -> (bool, bool) {
+        let entry = self.tlb.entry(self.class, address);
+        (hits(entry.read, address, 1), hits(entry.write, address, 1))
     }
 
     /// Runs one instruction by the interpreter's handler. RIP is that instruction's; flags and count of retired
@@ -333,6 +354,10 @@ impl Vcpu {
         self.code_in_ram(self.code_address(rip))?;
         let index = self.find_block(rip).ok()?;
         (self.block(index)?.page != NONE).then_some(index)
+    }
+    /// The block at an offset in a RAM page, if it has been decoded.
+    pub fn decoded_at(&self, page: u32, offset: u64) -> Option<u32> {
+        self.blocks.at(u64::from(page) * PAGE + offset, self.key)
     }
     /// The key of the current mode.
     pub fn key(&self) -> BlockKey {

@@ -86,7 +86,7 @@ pub struct JumpEntry {
 }
 
 /// Entries of a jump table: a power of two.
-pub const JUMP_ENTRIES: usize = 4096;
+pub const JUMP_ENTRIES: usize = 1 << 14;
 
 /// Where a linear address is looked for. Code does the same.
 pub fn jump_index(address: u64) -> usize {
@@ -117,12 +117,26 @@ pub struct Runtime {
     pub settle_keeping: usize,
 }
 
+/// Which accesses of a region may share a look-up in the TLB.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Default)]
+pub enum Sharing {
+    None,
+    /// Loads with loads, stores with what follows.
+    Careful,
+    /// A load also looks the page up for stores ahead.
+    #[default]
+    Full,
+}
+
 /// What a back end is asked to translate.
 pub struct Job<'a> {
     pub region: &'a crate::region::Region,
     /// Address of the first of the region's [`Slot`]s.
     pub slots: usize,
     pub runtime: &'a Runtime,
+    /// The engine's number for the region.
+    pub owner: u32,
+    pub sharing: Sharing,
     /// Address of a 32-bit counter to take down at each entry and back edge; at 0 leave with [`HOT`] (at a back
     /// edge: [`LOOKUP`]). None: do not count.
     pub counter: Option<usize>,
@@ -136,6 +150,21 @@ pub struct Knobs {
     pub no_shared_checks: bool,
     /// Cranelift's intermediate code is to come with the code.
     pub explain: bool,
+}
+
+impl<'a> Job<'a> {
+    /// A region on its own, that counts nothing.
+    pub fn new(region: &'a crate::region::Region, slots: usize, runtime: &'a Runtime) -> Self {
+        Job {
+            region,
+            slots,
+            runtime,
+            owner: 0,
+            sharing: Sharing::default(),
+            counter: None,
+            knobs: Knobs::default(),
+        }
+    }
 }
 
 /// Host code, runnable at any address; its first byte is the entry.

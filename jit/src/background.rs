@@ -49,7 +49,7 @@ impl Background {
                 let started = Instant::now();
                 let slots = request.slots.as_ptr() as usize;
                 let Request { region, runtime, knobs, .. } = &request;
-                let job = Job { region, slots, runtime, counter: None, knobs: *knobs };
+                let job = Job { knobs: *knobs, ..Job::new(region, slots, runtime) };
                 let code = cranelift.compile(&job);
                 let time = started.elapsed();
                 if done.send(Finished { request, code, time }).is_err() {

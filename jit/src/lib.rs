@@ -20,5 +20,6 @@ pub mod runtime;
 mod stats;
 mod stubs;
 mod translations;
+mod tree;
 
 pub use engine::{Jit, JitOptions, Tier};

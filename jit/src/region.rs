@@ -3,6 +3,7 @@
 //! A region is found from decoded blocks of the interpreter, so their bytes are marked as code already. Offsets are
 //! relative to RIP at its entry: a region runs wherever its page is mapped.
 
+use crate::tree;
 use iced_x86::Mnemonic;
 use std::collections::VecDeque;
 use trimaran_cpu::Vcpu;
@@ -64,6 +65,9 @@ pub struct Region {
     pub blocks: Vec<Block>,
     /// How many slots its exits want.
     pub slots: usize,
+    /// Every block but the first has one way in. Chains of blocks stand one after the other; the first of a chain is where
+    /// an earlier one may branch to.
+    pub tree: bool,
 }
 
 /// How large regions may grow.
@@ -71,15 +75,22 @@ pub struct Region {
 pub struct Limits {
     pub blocks: usize,
     pub insns: usize,
-    /// Follow one path only, the one last taken: block n + 1 is where block n mostly goes.
-    pub trace: bool,
+    /// Grow a tree (`tree.rs`).
+    pub tree: bool,
+    /// Blocks that never ran are decoded and taken in too: for tests.
+    pub decode: bool,
     /// Blocks end before all other instructions.
     pub only: Option<&'static [Mnemonic]>,
 }
 
 impl Limits {
+    /// For the emitter.
+    pub const TREE: Limits = Limits { blocks: 32, insns: 200, tree: true, decode: false, only: None };
+    /// For Cranelift.
+    pub const LOOPS: Limits = Limits { blocks: 32, insns: 150, tree: false, decode: false, only: None };
+
     /// How many of a block's instructions may be translated.
-    fn allowed(&self, insns: &[Insn]) -> usize {
+    pub(crate) fn allowed(&self, insns: &[Insn]) -> usize {
         let allowed = |i: &Insn| self.only.is_none_or(|only| only.contains(&i.code.mnemonic()));
         insns.iter().take_while(|i| allowed(i)).count()
     }
@@ -88,6 +99,46 @@ impl Limits {
 impl Region {
     pub fn insns(&self) -> usize {
         self.blocks.iter().map(|b| b.insns.len()).sum()
+    }
+
+    /// For each block whether it is entered otherwise than by falling into it from the block before alone: state that the
+    /// code before knew means nothing there. Such blocks begin *segments*.
+    pub fn segment_starts(&self) -> Vec<bool> {
+        let mut starts = vec![false; self.blocks.len()];
+        let mut flows = false;
+        for (n, block) in self.blocks.iter().enumerate() {
+            starts[n] |= !flows;
+            flows = false;
+            let mut way = |t| match t {
+                Target::Block(m) if m == n + 1 => flows = true,
+                Target::Block(m) => starts[m] = true,
+                Target::Exit { .. } => {}
+            };
+            match block.end {
+                End::Goto(t) => way(t),
+                End::Branch { taken, not_taken } => {
+                    way(taken);
+                    way(not_taken);
+                    if taken == not_taken {
+                        starts.iter_mut().skip(n + 1).take(1).for_each(|s| *s = true);
+                    }
+                }
+                End::Indirect | End::Dispatcher => {}
+            }
+        }
+        starts
+    }
+
+    /// For each block how many instructions there are from its first to the end of its segment.
+    pub fn charges(&self) -> Vec<i32> {
+        let starts = self.segment_starts();
+        let mut charges = vec![0; self.blocks.len()];
+        let mut after = 0;
+        for n in (0..self.blocks.len()).rev() {
+            charges[n] = self.blocks[n].insns.len() as i32 + after;
+            after = if starts[n] { 0 } else { charges[n] };
+        }
+        charges
     }
 
     /// Whether something in it is a helper: the emitter knows more instructions than Cranelift does.
@@ -117,9 +168,14 @@ impl Region {
             offset: rip % PAGE,
             blocks: Vec::new(),
             slots: 0,
+            tree: limits.tree,
         };
-        let starts = region.discover(vcpu, first, rip, limits);
-        region.connect(&starts);
+        if limits.tree {
+            tree::grow(&mut region, vcpu, first, rip, limits);
+        } else {
+            let starts = region.discover(vcpu, first, rip, limits);
+            region.connect(&starts);
+        }
         Some(region)
     }
 
@@ -145,7 +201,7 @@ impl Region {
                 continue;
             }
             let code: Box<[Insn]> = block.insns[..allowed].into();
-            let (last, key) = (block.last_target(), self.key);
+            let key = self.key;
             let len: i64 = code.iter().map(|i| i64::from(i.len)).sum();
             insns += code.len();
             starts.push(delta);
@@ -155,19 +211,12 @@ impl Region {
             if self.page2 != NONE {
                 break;
             }
-            if limits.trace {
-                // Only the way it went last; a known way back to the head ends the trace.
-                let liked = last.map(|address| address.wrapping_sub(rip) as i64);
-                let next = ways.iter().copied().find(|&w| Some(w) == liked).or(ways.last().copied());
-                queue.extend(next.map(|w| (w, None)));
-            } else {
-                queue.extend(ways.into_iter().map(|w| (w, None)));
-            }
+            queue.extend(ways.into_iter().map(|w| (w, None)));
         }
         starts
     }
 
-    fn on_page(&self, delta: i64) -> bool {
+    pub(crate) fn on_page(&self, delta: i64) -> bool {
         (0..PAGE as i64).contains(&(self.offset as i64 + delta))
     }
 
@@ -186,24 +235,27 @@ impl Region {
                     Target::Exit { slot: slots - 1, delta, far }
                 }
             };
-            let last = block.insns.last().map_or(Kernel::Helper, |i| i.kernel);
-            let end = match (ways.as_slice(), last) {
-                (&[taken, not_taken], _) => {
-                    End::Branch { taken: target(taken), not_taken: target(not_taken) }
-                }
-                (&[only], _) => End::Goto(target(only)),
-                (_, Kernel::Ret | Kernel::JmpIndirect | Kernel::CallIndirect) => End::Indirect,
-                _ => End::Dispatcher,
-            };
+            let end = end_of(&ways, &block.insns, &mut target);
             self.blocks[n].end = end;
         }
         self.slots = slots;
     }
 }
 
+/// How a block with these ways out ends.
+pub(crate) fn end_of(ways: &[i64], insns: &[Insn], mut target: impl FnMut(i64) -> Target) -> End {
+    let last = insns.last().map_or(Kernel::Helper, |i| i.kernel);
+    match (ways, last) {
+        (&[taken, not_taken], _) => End::Branch { taken: target(taken), not_taken: target(not_taken) },
+        (&[only], _) => End::Goto(target(only)),
+        (_, Kernel::Ret | Kernel::JmpIndirect | Kernel::CallIndirect) => End::Indirect,
+        _ => End::Dispatcher,
+    }
+}
+
 /// Offsets where a block may go directly: of a branch first the target, then what follows. `after` is the offset of what
 /// follows the last instruction.
-fn ways_out(insns: &[Insn], after: i64, key: BlockKey) -> Vec<i64> {
+pub(crate) fn ways_out(insns: &[Insn], after: i64, key: BlockKey) -> Vec<i64> {
     let Some(last) = insns.last() else { return Vec::new() };
     // A 16-bit operand size cuts the target: leave such branches to the engine.
     let direct = last.w != 2 || key.code64();

@@ -5,6 +5,17 @@ use trimaran_cpu::Vcpu;
 use trimaran_cpu::insn::Insn;
 use trimaran_cpu::state::gpr;
 
+/// What code leaves in `SCRATCH[3]` where a window of a region failed (see `emitter/windows.rs`): it crossed a page, or
+/// the page was not writable.
+pub fn trouble(owner: u32, crossing: bool) -> u64 {
+    u64::from(owner) << 1 | u64::from(crossing) | 1 << 63
+}
+
+/// The region and its trouble.
+pub fn troubled(word: u64) -> Option<(u32, bool)> {
+    (word >> 63 != 0).then_some(((word >> 1) as u32, word & 1 != 0))
+}
+
 /// Moves RIP by a distance; outside 64-bit mode it has 32 bits.
 fn move_rip(v: &mut Vcpu, delta: i64) {
     let rip = v.state.gpr[gpr::RIP].wrapping_add(delta as u64);
@@ -88,7 +99,7 @@ pub unsafe extern "C" fn run_last(v: *mut Vcpu, insn: *const Insn, budget: i64, 
 pub unsafe extern "C" fn refill(v: *mut Vcpu, address: u64, what: u32) -> u32 {
     // SAFETY: as in `run_helper`.
     let v = unsafe { &mut *v };
-    u32::from(v.refill(address, what as u8, what & 0x100 != 0))
+    u32::from(v.refill(address, (what & 0xFF) as u16, what & 0x100 != 0))
 }
 
 /// Makes `lazy` whole: code that wants flags from before its region calls it.

@@ -41,6 +41,8 @@ pub struct Stats {
     pub links: u64,
     pub far_links: u64,
     pub cut: u64,
+    /// Windows of the emitter that failed.
+    pub troubles: u64,
     pub invalidated: u64,
     pub evicted: u64,
     pub mapping_changes: u64,
@@ -84,8 +86,14 @@ impl Stats {
         );
         let _ = writeln!(
             out,
-            "  links {} (far {}), cut {}; invalidated {}, evicted {}; mapping changes {}",
-            self.links, self.far_links, self.cut, self.invalidated, self.evicted, self.mapping_changes
+            "  links {} (far {}), cut {}; invalidated {}, evicted {}; mapping changes {}; windows failed {}",
+            self.links,
+            self.far_links,
+            self.cut,
+            self.invalidated,
+            self.evicted,
+            self.mapping_changes,
+            self.troubles
         );
         let mut helpers: Vec<(u64, usize)> =
             translated.helper_calls.iter().copied().enumerate().map(|(n, c)| (c, n)).collect();

@@ -5,7 +5,7 @@
 //! attention word.
 #![allow(unsafe_code)]
 
-use crate::abi::{self, Code, Job, Knobs, Runtime, Slot, Untranslatable};
+use crate::abi::{self, Code, Job, Knobs, Runtime, Sharing, Slot, Untranslatable};
 use crate::background::{Background, Request};
 use crate::buffer::CodeBuffer;
 use crate::cranelift::Cranelift;
@@ -14,7 +14,7 @@ use crate::links::{Links, SlotName, leads_to};
 use crate::listing;
 use crate::perf_map::PerfMap;
 use crate::region::{Limits, Region};
-use crate::runtime::collect_float_flags;
+use crate::runtime::{self, collect_float_flags};
 use crate::stats::Stats;
 use crate::stubs;
 use rustc_hash::{FxHashMap, FxHashSet};
@@ -24,7 +24,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Instant;
 use trimaran_cpu::Vcpu;
-use trimaran_cpu::blocks::NONE;
+use trimaran_cpu::blocks::{BlockKey, NONE};
 use trimaran_cpu::insn::Insn;
 use trimaran_cpu::state::gpr;
 use trimaran_cpu::translate::{MappingChange, Translator};
@@ -34,16 +34,18 @@ const REFUSED: u32 = NONE - 1;
 /// A block whose first translation is being made in the background.
 const ASKED: u32 = NONE - 2;
 
-/// A trace for the emitter.
-const TRACE: Limits = Limits { blocks: 24, insns: 120, trace: true, only: None };
-/// A region for Cranelift.
-const LOOPS: Limits = Limits { blocks: 32, insns: 150, trace: false, only: None };
+/// A region whose windows fail so often is made again.
+const MOST_TROUBLES: u32 = 4;
+/// So many places are remembered for that.
+const MOST_PLACES: usize = 1 << 16;
 
 /// A translated region.
 struct Live {
     region: Arc<Region>,
     /// The interpreter's block it begins with.
     block: u32,
+    /// The budget that it takes to run anything of it.
+    charge: i64,
     /// Offset of its code in the buffer, and the address that is entered.
     at: usize,
     entry: usize,
@@ -55,6 +57,8 @@ struct Live {
     counter: Box<u32>,
     /// Whether its code counts.
     counted: bool,
+    /// How often a window of it failed.
+    troubles: u32,
     _keep: Box<dyn Any + Send>,
 }
 
@@ -84,6 +88,8 @@ pub struct Translations {
     /// Regions by offset of their code.
     by_offset: BTreeMap<usize, u32>,
     links: Links,
+    /// Places whose regions had trouble with full sharing.
+    sharing: FxHashMap<(u32, u64, BlockKey), Sharing>,
     /// The slot through which code has just left.
     left_by: Option<SlotName>,
     stats: Stats,
@@ -110,6 +116,7 @@ impl Translations {
             pages: FxHashMap::default(),
             by_offset: BTreeMap::new(),
             links: Links::new(),
+            sharing: FxHashMap::default(),
             left_by: None,
             stats: Stats::default(),
             perf_map: options.perf_map.then(PerfMap::open).flatten(),
@@ -161,7 +168,7 @@ impl Translations {
     /// Makes the first translation of a block.
     fn translate(&mut self, v: &mut Vcpu, index: u32) -> Option<u32> {
         let emit = cfg!(target_arch = "x86_64") && matches!(self.options.tier, Tier::Emit | Tier::All);
-        let limits = Limits { only: self.options.only, ..if emit { TRACE } else { LOOPS } };
+        let limits = Limits { only: self.options.only, ..if emit { Limits::TREE } else { Limits::LOOPS } };
         let rip = v.state.gpr[gpr::RIP];
         let clears = v.blocks_cleared();
         let formed = Region::form(v, index, rip, limits);
@@ -189,8 +196,17 @@ impl Translations {
         let count = (emit && self.options.tier == Tier::All).then_some(&raw mut *counter as usize);
         let started = Instant::now();
         let runtime = self.memory.as_ref()?.runtime;
-        let (slots_at, knobs) = (slots.as_ptr() as usize, self.knobs(rip));
-        let job = Job { region: &region, slots: slots_at, runtime: &runtime, counter: count, knobs };
+        let place = (region.page, region.offset, region.key);
+        let sharing = self.sharing.get(&place).copied().unwrap_or_default();
+        let job = Job {
+            region: &region,
+            slots: slots.as_ptr() as usize,
+            runtime: &runtime,
+            owner: id,
+            sharing: if self.options.no_shared_checks { Sharing::None } else { sharing },
+            counter: count,
+            knobs: self.knobs(rip),
+        };
         let code = self.compile(emit, &job);
         let time = started.elapsed();
         let made = if emit { &mut self.stats.emitter } else { &mut self.stats.cranelift };
@@ -271,8 +287,10 @@ impl Translations {
         }
         v.block_mut(block)?.translation = id;
         let (incoming, jumps) = (FxHashSet::default(), Vec::new());
+        let charge = region.charges().first().copied().unwrap_or(1).into();
         self.live[id as usize] = Some(Live {
             region,
+            charge,
             block,
             at,
             entry,
@@ -281,6 +299,7 @@ impl Translations {
             jumps,
             counter,
             counted,
+            troubles: 0,
             _keep: code.keep,
         });
         Some(id)
@@ -459,7 +478,7 @@ impl Translations {
         if !room {
             return;
         }
-        let region = Region::form(v, block, rip, Limits { only: self.options.only, ..LOOPS });
+        let region = Region::form(v, block, rip, Limits { only: self.options.only, ..Limits::LOOPS });
         if let Some(region) = region
             && v.blocks_cleared() == clears
             && !region.has_helpers()
@@ -510,7 +529,13 @@ impl Translations {
                 v.settle_flags();
                 // SAFETY: an instruction of a region that is alive.
                 let insn = unsafe { &*(v.translated.scratch[0] as *const Insn) };
-                v.run_handler(insn)
+                // Before a loop's head nothing has been charged.
+                let go_on = v.budget > 0 && v.run_handler(insn);
+                if let Some((id, crossing)) = runtime::troubled(std::mem::take(&mut v.translated.scratch[3]))
+                {
+                    self.note_trouble(v, id, crossing);
+                }
+                go_on
             }
             abi::DONE => {
                 self.stats.helpers += 1;
@@ -527,6 +552,22 @@ impl Translations {
                 true
             }
         }
+    }
+
+    /// A window of a region failed: if that happens often, the region is made again with less sharing.
+    fn note_trouble(&mut self, v: &mut Vcpu, id: u32, crossing: bool) {
+        self.stats.troubles += 1;
+        let Some(Some(live)) = self.live.get_mut(id as usize) else { return };
+        live.troubles += 1;
+        if live.troubles < MOST_TROUBLES {
+            return;
+        }
+        let place = (live.region.page, live.region.offset, live.region.key);
+        if self.sharing.len() >= MOST_PLACES {
+            self.sharing.clear();
+        }
+        self.sharing.insert(place, if crossing { Sharing::None } else { Sharing::Careful });
+        self.drop_region(v, id);
     }
 
     /// The first instruction of a block if [`JitOptions::only`] is without it: run alone, so that what follows it in its
@@ -581,9 +622,9 @@ impl Translator for Translations {
                 v.run_handler(&insn)
             } else {
                 let id = self.translation(v, index);
-                let first =
-                    |id: u32| self.live[id as usize].as_ref().map_or(0, |l| l.region.blocks[0].insns.len());
-                let Some(id) = id.filter(|&id| first(id) as i64 <= v.budget) else { break };
+                // Less would not get it past its first charge.
+                let enough = |id: u32| self.live[id as usize].as_ref().is_some_and(|l| l.charge <= v.budget);
+                let Some(id) = id.filter(|&id| enough(id)) else { break };
                 self.link(v, id);
                 if indirect {
                     self.remember_jump(v, id);

@@ -15,7 +15,7 @@ use trimaran_cpu::ram::Ram;
 use trimaran_cpu::shared::CodeFence;
 use trimaran_cpu::state::{attr, cr0, cr4, efer, gpr, seg};
 use trimaran_cpu::{Vcpu, VcpuConfig};
-use trimaran_jit::abi::{Job, Knobs, Runtime, Slot};
+use trimaran_jit::abi::{Job, Runtime, Slot};
 use trimaran_jit::cranelift::Cranelift;
 use trimaran_jit::emitter;
 use trimaran_jit::region::{Limits, Region};
@@ -186,17 +186,11 @@ fn counts(bytes: &[u8]) -> String {
     let mut out = String::new();
     for (back_end, trace) in [("emitter", true), ("cranelift", false)] {
         let first = v.block_at(CODE).expect("code in RAM");
-        let limits = Limits { blocks: 32, insns: 150, trace, only: None };
+        let limits = Limits { tree: trace, decode: true, ..Limits::LOOPS };
         let region = Region::form(&mut v, first, CODE, limits).expect("a region");
         let slots: Vec<Slot> = (0..region.slots).map(|n| Slot::new(0, 0, n as u32)).collect();
         let runtime = runtime();
-        let job = Job {
-            region: &region,
-            slots: slots.as_ptr() as usize,
-            runtime: &runtime,
-            counter: None,
-            knobs: Knobs::default(),
-        };
+        let job = Job::new(&region, slots.as_ptr() as usize, &runtime);
         let code = if trace { emitter::compile(&job) } else { Cranelift::new().compile(&job) };
         let host = code
             .map_or_else(|why| why.to_string(), |c| format!("{} host instructions", instructions(&c.bytes)));

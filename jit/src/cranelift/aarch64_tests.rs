@@ -7,7 +7,7 @@
 use super::stubs::{refill_for, settle_for};
 use super::tests::{CODE, DATA, RAM, config, program, set_up};
 use super::{Cranelift, Effort};
-use crate::abi::{DONE, INTERPRET, Job, Knobs, LOOKUP, Runtime, STOP};
+use crate::abi::{DONE, INTERPRET, Job, LOOKUP, Runtime, STOP};
 use crate::region::{Limits, Region};
 use iced_x86::IcedError;
 use iced_x86::code_asm::*;
@@ -121,13 +121,12 @@ impl Case {
 
     fn region(&self, v: &mut Vcpu) -> Region {
         let first = v.block_at(CODE).expect("a block");
-        Region::form(v, first, CODE, Limits { blocks: 32, insns: 150, trace: false, only: None })
-            .expect("a region")
+        Region::form(v, first, CODE, Limits { decode: true, ..Limits::LOOPS }).expect("a region")
     }
 
     fn compile(&self, compiler: &mut Cranelift, region: &Region) -> Vec<u8> {
         let runtime = runtime();
-        let job = Job { region, slots: at::SLOTS, runtime: &runtime, counter: None, knobs: Knobs::default() };
+        let job = Job::new(region, at::SLOTS, &runtime);
         compiler.compile(&job).unwrap_or_else(|e| panic!("{}: {e}", self.name)).bytes
     }
 

@@ -63,11 +63,11 @@ mod tests {
         set_up(&mut v, &ram, true, &code, 1);
         v.run(0);
         let first = v.block_at(CODE).expect("a block");
-        let limits = Limits { blocks: 2, insns: 8, trace: false, only: None };
+        let limits = Limits { blocks: 2, insns: 8, decode: true, ..Limits::LOOPS };
         let region = Region::form(&mut v, first, CODE, limits).expect("a region");
         let runtime = Runtime { refill_preserving: 1, settle_preserving: 1, ..Runtime::default() };
         let knobs = Knobs { explain: true, ..Knobs::default() };
-        let job = Job { region: &region, slots: 0x1000, runtime: &runtime, counter: None, knobs };
+        let job = Job { knobs, ..Job::new(&region, 0x1000, &runtime) };
         let made = Cranelift::with_effort(Effort::Quick).compile(&job).expect("code");
         let text = listing::whole(&region, &ram, CODE, &made, 0x7000_0000);
         let (clif, host) =

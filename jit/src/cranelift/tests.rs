@@ -2,7 +2,7 @@
 //! steps of random budgets, whole states compared at each stop.
 
 use super::{Cranelift, Effort};
-use crate::abi::{Job, Knobs, Runtime, Slot};
+use crate::abi::{Job, Runtime, Slot};
 use crate::region::{Limits, Region};
 use crate::{Jit, JitOptions, Tier};
 use rand::rngs::SmallRng;
@@ -492,16 +492,10 @@ fn compile_some(compiler: &mut Cranelift, seeds: std::ops::Range<u64>) -> (usize
         set_up(&mut vcpu, &ram, true, &program(seed, true), seed);
         vcpu.run(0);
         let first = vcpu.block_at(CODE).expect("a block");
-        let limits = Limits { blocks: 32, insns: 150, trace: false, only: None };
+        let limits = Limits { decode: true, ..Limits::LOOPS };
         let region = Region::form(&mut vcpu, first, CODE, limits).expect("a region");
         let slots: Vec<Slot> = (0..region.slots).map(|n| Slot::new(1, 0, n as u32)).collect();
-        let job = Job {
-            region: &region,
-            slots: slots.as_ptr() as usize,
-            runtime: &runtime,
-            counter: None,
-            knobs: Knobs::default(),
-        };
+        let job = Job::new(&region, slots.as_ptr() as usize, &runtime);
         let started = std::time::Instant::now();
         let code = compiler.compile(&job).unwrap_or_else(|e| panic!("seed {seed}: {e}"));
         time += started.elapsed().as_micros();

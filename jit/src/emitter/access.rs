@@ -3,19 +3,13 @@
 //! The address stands in RCX, the entry's in RAX; both are free again once the access is done. A miss jumps
 //! to a stub in the cold part which names the snapshot and comes back to the look-up.
 //!
-//! Accesses off one base register mostly meet one page, so they share a look-up: two registers keep the page's tag and
-//! addend ([`Page`]), an access compares with that tag, and where it is another page the cold part looks that up and
-//! keeps it instead. A tag is only kept after an address has matched it: the tag of an empty entry could match an address
-//! that selects another entry. What is kept dies with a helper, which may change the mapping; nothing else within a region
-//! takes rights away.
+//! Accesses off one base register share a look-up where the code ahead says that it pays: see `windows.rs`.
 
-use super::control::is_helper;
-use super::encode::{Alu, Asm, Label, Mem, NONE, RAX, RCX, Reg, Sh, at, cc, field};
-use super::registers::{Emitter, Page};
+use super::encode::{Alu, Label, Mem, NONE, RAX, RCX, Reg, Sh, at, cc, field};
+use super::registers::Emitter;
 use super::value::Val;
-use std::sync::LazyLock;
+use super::windows::{Plan, Reach};
 use trimaran_cpu::insn::{Insn, W};
-use trimaran_cpu::kernels::Kernel;
 use trimaran_cpu::state::{gpr, seg};
 use trimaran_cpu::tlb::{ENTRIES, Entry};
 use trimaran_cpu::translate::offset;
@@ -25,49 +19,26 @@ pub const ALIGNED: u8 = 0x80;
 
 const TAG_READ: i32 = std::mem::offset_of!(Entry, read) as i32;
 const TAG_WRITE: i32 = std::mem::offset_of!(Entry, write) as i32;
-const ADDEND: i32 = std::mem::offset_of!(Entry, addend) as i32;
+pub const ADDEND: i32 = std::mem::offset_of!(Entry, addend) as i32;
 /// An entry has 1 << 5 bytes.
 const ENTRY_SHIFT: u32 = size_of::<Entry>().trailing_zeros();
 
-/// [`Page::name`] of accesses off RSP and RBP: mostly one page.
-const STACK: u8 = gpr::RSP as u8;
+/// Free registers that keeping the TLB's address in one must leave.
+const SPARE: u32 = 3;
 
-fn name_of(base: u8) -> u8 {
-    if usize::from(base) == gpr::RBP { STACK } else { base }
-}
-
-fn is_stack(kernel: Kernel) -> bool {
-    use Kernel::{Call, CallIndirect, Leave, Pop, Push, Ret};
-    matches!(kernel, Push | Pop | Call | CallIndirect | Leave | Ret)
-}
-
-/// Which accesses share a look-up.
+/// What is accessed.
 #[derive(Clone, Copy)]
-struct Sharing {
-    name: u8,
-}
-
-/// RAX becomes the address of the TLB entry that RCX selects.
-fn find_entry(a: &mut Asm) {
-    // Always the same bytes.
-    static FIND: LazyLock<Vec<u8>> = LazyLock::new(|| {
-        let mut a = Asm::default();
-        a.mov(W::D, RAX, RCX);
-        a.shift_imm(Sh::Shr, W::D, RAX, 10);
-        a.alu(Alu::Xor, W::D, RAX, RCX);
-        a.shift_imm(Sh::Shr, W::D, RAX, (12 - ENTRY_SHIFT) as u8);
-        a.alu_imm(Alu::And, W::D, RAX, ((ENTRIES - 1) << ENTRY_SHIFT) as i32);
-        a.alu_load(Alu::Add, W::Q, RAX, field(offset::TLB));
-        a.bytes
-    });
-    a.bytes.extend_from_slice(&FIND);
-    a.clobbered = true;
+enum Operand<'i> {
+    Memory(&'i Insn),
+    /// At a stack pointer's value.
+    Stack(&'i Insn, Val),
 }
 
 impl Emitter<'_> {
-    /// The memory operand's offset as a host operand; constants are folded into the displacement. May use RAX.
-    fn offset_operand(&mut self, i: &Insn) -> Mem {
-        let mut disp = i.disp;
+    /// The memory operand's offset plus `more` as a host operand; constants are folded into the displacement. May use
+    /// RAX.
+    fn offset_operand(&mut self, i: &Insn, more: i32) -> Mem {
+        let mut disp = i.disp.wrapping_add(more as i64 as u64);
         let mut part = |e: &mut Self, register: u8, scale: u8| {
             if usize::from(register) == gpr::ZERO {
                 return NONE;
@@ -103,9 +74,9 @@ impl Emitter<'_> {
         Mem { base, index, scale: if index == NONE { 0 } else { i.scale }, disp }
     }
 
-    /// The memory operand's offset in `d`, cut to the address size.
-    fn offset_into(&mut self, i: &Insn, d: Reg) {
-        let m = self.offset_operand(i);
+    /// The memory operand's offset plus `more` in `d`, cut to the address size.
+    fn offset_into(&mut self, i: &Insn, more: i32, d: Reg) {
+        let m = self.offset_operand(i, more);
         let w = if i.asize == 8 { W::Q } else { W::D };
         if m.base == NONE && m.index == NONE {
             self.asm.mov_imm(d, if w == W::Q { m.disp as i64 as u64 } else { u64::from(m.disp as u32) });
@@ -122,108 +93,137 @@ impl Emitter<'_> {
     /// As LEA gives it.
     pub fn offset_value(&mut self, i: &Insn) -> Val {
         let d = self.alloc();
-        self.offset_into(i, d);
+        self.offset_into(i, 0, d);
         Val::Host(d, i.asize)
     }
 
-    /// The linear address of the memory operand in RCX.
-    fn operand_address(&mut self, i: &Insn) {
+    /// The linear address of an operand plus `more` in RCX.
+    fn linear_address(&mut self, what: Operand, more: i32) {
         // Base and index are not needed any more then.
         let busy = self.busy;
-        self.offset_into(i, RCX);
-        self.busy = busy;
-        if usize::from(i.seg) < seg::FLAT {
-            self.asm.alu_load(Alu::Add, W::Q, RCX, field(offset::segment_base(i.seg.into())));
-            if !self.code64 {
-                self.fail("a segment that is not flat");
+        match what {
+            Operand::Stack(i, offset) => match self.exprs.resolve(offset) {
+                Val::Const(c) => {
+                    let c = c.wrapping_add(more as i64 as u64) & i.stack_width().mask();
+                    self.asm.mov_imm(RCX, c);
+                }
+                v => {
+                    let (h, _) = self.force(v, i.stack_width());
+                    if more == 0 {
+                        self.asm.mov(i.stack_width(), RCX, h);
+                    } else {
+                        self.asm.lea(i.stack_width(), RCX, at(h, more));
+                    }
+                }
+            },
+            Operand::Memory(i) => {
+                self.offset_into(i, more, RCX);
+                if usize::from(i.seg) < seg::FLAT {
+                    self.asm.alu_load(Alu::Add, W::Q, RCX, field(offset::segment_base(i.seg.into())));
+                    if !self.code64 {
+                        self.fail("a segment that is not flat");
+                    }
+                }
             }
         }
+        self.busy = busy;
     }
 
-    /// Whether an access off this base shares its look-up with others, and under which name.
-    fn sharing(&self, i: &Insn) -> Option<Sharing> {
-        if usize::from(i.index) != gpr::ZERO || usize::from(i.seg) < seg::FLAT || i.base >= 16 {
-            return None;
+    /// The register with the TLB's address, or None; there should be one where a table is looked into several times.
+    pub fn tlb_register(&mut self) -> Option<Reg> {
+        if self.state.tlb.is_none() && !self.frugal && self.free_registers() >= SPARE {
+            let busy = self.busy;
+            let h = self.alloc();
+            self.busy = busy;
+            self.asm.load(W::Q, h, field(offset::TLB));
+            self.state.tlb = Some(h);
         }
-        let name = name_of(i.base);
-        let known = self.state.pages.iter().any(|p| p.is_some_and(|p| p.name == name));
-        (known || self.another_access(name)).then_some(Sharing { name })
+        self.state.tlb
     }
 
-    /// Whether one of the next instructions of the block accesses memory off the same base.
-    fn another_access(&self, name: u8) -> bool {
-        let insns = &self.job.region.blocks[self.block].insns;
-        insns.iter().skip(self.number + 1).take(6).any(|i| {
-            let off =
-                i.memory() && i.base < 16 && usize::from(i.index) == gpr::ZERO && name_of(i.base) == name;
-            off && i.kernel != Kernel::Lea && !is_helper(i, self.frugal, self.job.region.key)
-                || name == STACK && is_stack(i.kernel)
-        })
+    /// Where the field `at` of the TLB entry is that RCX selects; RAX is part of it.
+    fn find_entry(&mut self) -> impl Fn(i32) -> Mem + use<> {
+        let table = self.tlb_register();
+        let a = &mut self.asm;
+        a.mov(W::D, RAX, RCX);
+        a.shift_imm(Sh::Shr, W::D, RAX, (12 - ENTRY_SHIFT) as u8);
+        a.alu_imm(Alu::And, W::D, RAX, ((ENTRIES - 1) << ENTRY_SHIFT) as i32);
+        let (base, index) = match table {
+            Some(h) => (h, RAX),
+            None => {
+                a.alu_load(Alu::Add, W::Q, RAX, field(offset::TLB));
+                (RAX, NONE)
+            }
+        };
+        move |disp| Mem { base, index, scale: 0, disp }
     }
 
-    /// Looks RCX up for an access; the operand to access it by, before anything else is allocated. `spare` is a
-    /// register to spoil.
-    fn look_up(&mut self, size: u8, write: bool, spare: Reg, sharing: Option<Sharing>) -> Mem {
+    /// Looks RCX up; jumps to `miss` if `spare`, the tag then, does not allow an access of `size` bytes.
+    pub fn look_up(
+        &mut self,
+        size: i32,
+        write: bool,
+        spare: Reg,
+        miss: Label,
+    ) -> impl Fn(i32) -> Mem + use<> {
+        let entry = self.find_entry();
+        self.asm.load(W::Q, spare, entry(if write { TAG_WRITE } else { TAG_READ }));
+        self.asm.alu(Alu::Xor, W::Q, spare, RCX);
+        self.asm.alu_imm(Alu::Cmp, W::Q, spare, 4096 - size);
+        self.asm.jcc(cc::A, miss);
+        entry
+    }
+
+    /// Looks an operand up for an access; its place, to be used before anything else is allocated. `spare` is a register to
+    /// spoil.
+    fn locate(&mut self, what: Operand, reach: Option<Reach>, size: u8, write: bool, spare: Reg) -> Mem {
+        let aligned = size & ALIGNED != 0;
+        if let Some(m) = reach.and_then(|r| self.covered(r)) {
+            if aligned {
+                self.check_alignment(m);
+            }
+            return m;
+        }
+        let plan = reach.and_then(|r| self.plan(r));
+        // For two accesses and more a register may be given up.
+        if let Some(plan) = plan.filter(|p| p.count >= 2 || self.free_registers() >= SPARE) {
+            let m = self.open(what, &plan, write);
+            if aligned {
+                self.check_alignment(m);
+            }
+            return m;
+        }
+        let bytes = size & !ALIGNED;
+        self.linear_address(what, 0);
         let k = self.snapshot(size, write);
         let (again, miss) = (self.labels.make(), self.labels.make());
-        let limit = 4096 - i32::from(size & !ALIGNED);
-        if size & ALIGNED != 0 {
+        if aligned {
             // The miss finds that this is why.
             self.asm.test_imm(W::B, RCX, 15);
             self.asm.jcc(cc::NE, miss);
         }
-        let offer = sharing.and_then(|s| self.shared_page(s, write));
-        let Some((page, known)) = offer else {
-            self.asm.bind(again);
-            find_entry(&mut self.asm);
-            self.asm.load(W::Q, spare, at(RAX, if write { TAG_WRITE } else { TAG_READ }));
-            self.asm.alu(Alu::Xor, W::Q, spare, RCX);
-            self.asm.alu_imm(Alu::Cmp, W::Q, spare, limit);
-            self.asm.jcc(cc::A, miss);
-            self.miss_stub(miss, again, k);
-            self.asm.alu_load(Alu::Add, W::Q, RCX, at(RAX, ADDEND));
-            return at(RCX, 0);
-        };
-        let tag_at = at(RAX, if write { TAG_WRITE } else { TAG_READ });
-        let fill = |a: &mut Asm| {
-            a.bind(again);
-            find_entry(a);
-            a.load(W::Q, page.tag, tag_at);
-            a.load(W::Q, page.addend, at(RAX, ADDEND));
-            a.mov(W::Q, RAX, page.tag);
-            a.alu(Alu::Xor, W::Q, RAX, RCX);
-            a.alu_imm(Alu::Cmp, W::Q, RAX, limit);
-            a.jcc(cc::A, miss);
-        };
-        if known {
-            // The page of the access before, nearly always.
-            let (other, back) = (self.labels.make(), self.labels.make());
-            self.asm.mov(W::Q, RAX, RCX);
-            self.asm.alu(Alu::Xor, W::Q, RAX, page.tag);
-            self.asm.alu_imm(Alu::Cmp, W::Q, RAX, limit);
-            self.asm.jcc(cc::A, other);
-            self.asm.bind(back);
-            self.cold.bind(other);
-            if page.write == write {
-                fill(&mut self.cold);
-            } else {
-                // What is kept is good for writing, and this page may not be: it is not kept.
-                let a = &mut self.cold;
-                a.bind(again);
-                find_entry(a);
-                a.load(W::Q, spare, tag_at);
-                a.alu(Alu::Xor, W::Q, spare, RCX);
-                a.alu_imm(Alu::Cmp, W::Q, spare, limit);
-                a.jcc(cc::A, miss);
-                a.alu_load(Alu::Add, W::Q, RCX, at(RAX, ADDEND));
-                a.alu(Alu::Sub, W::Q, RCX, page.addend);
-            }
-            self.cold.jmp(back);
-        } else {
-            fill(&mut self.asm);
-        }
+        // What comes back expects the register.
+        self.tlb_register();
+        self.asm.bind(again);
+        let entry = self.look_up(bytes.into(), write, spare, miss);
         self.miss_stub(miss, again, k);
-        Mem { base: RCX, index: page.addend, scale: 0, disp: 0 }
+        self.asm.alu_load(Alu::Add, W::Q, RCX, entry(ADDEND));
+        at(RCX, 0)
+    }
+
+    /// Opens a window for an operand.
+    fn open(&mut self, what: Operand, plan: &Plan, write: bool) -> Mem {
+        let host = self.alloc();
+        self.linear_address(what, plan.back());
+        let k = self.window_snapshot(plan, write);
+        let (again, miss) = (self.labels.make(), self.labels.make());
+        self.tlb_register();
+        self.asm.bind(again);
+        let entry = self.look_up(plan.span(), plan.write(), host, miss);
+        self.miss_stub(miss, again, k);
+        self.asm.load(W::Q, host, entry(ADDEND));
+        self.asm.alu(Alu::Add, W::Q, host, RCX);
+        self.open_window(plan, host)
     }
 
     fn miss_stub(&mut self, miss: Label, again: Label, k: u32) {
@@ -233,58 +233,26 @@ impl Emitter<'_> {
         self.cold.jmp(again);
     }
 
-    /// The page to share, and whether it is filled; None: no registers for it.
-    fn shared_page(&mut self, s: Sharing, write: bool) -> Option<(Page, bool)> {
-        if self.job.knobs.no_shared_checks {
-            return None;
-        }
-        let slot = usize::from(s.name != STACK);
-        if let Some(page) = self.state.pages[slot]
-            && page.name == s.name
-        {
-            let known = page.write || !write;
-            let page = Page { write: page.write || write, ..page };
-            self.state.pages[slot] = Some(page);
-            return Some((page, known));
-        }
-        self.drop_page(slot);
-        if self.frugal || self.free_registers() < 4 {
-            return None;
-        }
-        let page = Page { name: s.name, write, tag: self.alloc(), addend: self.alloc() };
-        self.state.pages[slot] = Some(page);
-        self.state.page_registers |= page.registers();
-        self.busy &= !page.registers();
-        Some((page, false))
-    }
-
-    fn load_rcx(&mut self, w: W, sharing: Option<Sharing>) -> Val {
+    pub fn load_operand(&mut self, i: &Insn, w: W) -> Val {
         let d = self.alloc();
-        let m = self.look_up(w.bytes(), false, d, sharing);
+        let reach = self.reach(i, self.delta, w.bytes(), false);
+        let m = self.locate(Operand::Memory(i), reach, w.bytes(), false, d);
         self.asm.load(w, d, m);
         Val::Host(d, w.bytes())
-    }
-
-    pub fn load_operand(&mut self, i: &Insn, w: W) -> Val {
-        self.operand_address(i);
-        let sharing = self.sharing(i);
-        self.load_rcx(w, sharing)
     }
 
     /// The memory operand of a vector instruction, to be used before anything else is allocated.
     pub fn vector_operand(&mut self, i: &Insn, size: u8, write: bool, aligned: bool) -> Mem {
         let spare = self.alloc();
-        self.operand_address(i);
-        let sharing = self.sharing(i);
-        self.look_up(size | if aligned { ALIGNED } else { 0 }, write, spare, sharing)
+        let reach = self.reach(i, self.delta, size, write);
+        self.locate(Operand::Memory(i), reach, size | if aligned { ALIGNED } else { 0 }, write, spare)
     }
 
     /// The operand, and the register with its host address, checked for write.
     pub fn open_operand(&mut self, i: &Insn, w: W) -> (Val, Reg) {
         let (d, host) = (self.alloc(), self.alloc());
-        self.operand_address(i);
-        let sharing = self.sharing(i);
-        let m = self.look_up(w.bytes(), true, host, sharing);
+        let reach = self.reach(i, self.delta, w.bytes(), true);
+        let m = self.locate(Operand::Memory(i), reach, w.bytes(), true, host);
         self.asm.lea(W::Q, host, m);
         self.asm.load(w, d, at(host, 0));
         (Val::Host(d, w.bytes()), host)
@@ -293,8 +261,7 @@ impl Emitter<'_> {
     /// As `open_operand` under LOCK: from the label on code may run again, until nobody wrote in between.
     pub fn open_locked(&mut self, i: &Insn, w: W) -> (Reg, Reg, Label) {
         let (old, host) = (self.alloc(), self.alloc());
-        self.operand_address(i);
-        let m = self.look_up(w.bytes(), true, host, None);
+        let m = self.locate(Operand::Memory(i), None, w.bytes(), true, host);
         self.asm.lea(W::Q, host, m);
         // What runs again must not give up registers.
         self.make_room();
@@ -334,17 +301,12 @@ impl Emitter<'_> {
         }
     }
 
-    fn store_rcx(&mut self, w: W, v: Val, sharing: Option<Sharing>) {
-        let spare = self.alloc();
-        let m = self.look_up(w.bytes(), true, spare, sharing);
-        self.store_at(w, m, v);
-    }
-
     pub fn store_operand(&mut self, i: &Insn, w: W, v: Val) {
         let v = self.ready(w, v);
-        self.operand_address(i);
-        let sharing = self.sharing(i);
-        self.store_rcx(w, v, sharing);
+        let spare = self.alloc();
+        let reach = self.reach(i, self.delta, w.bytes(), true);
+        let m = self.locate(Operand::Memory(i), reach, w.bytes(), true, spare);
+        self.store_at(w, m, v);
     }
 
     /// A value plus a constant, without flags.
@@ -360,26 +322,22 @@ impl Emitter<'_> {
         }
     }
 
-    /// A stack address (32 or 64 bits) in RCX.
-    fn stack_address(&mut self, i: &Insn, offset: Val) {
-        match self.exprs.resolve(offset) {
-            Val::Const(c) => self.asm.mov_imm(RCX, c),
-            v => {
-                let (h, _) = self.force(v, i.stack_width());
-                self.asm.mov(i.stack_width(), RCX, h);
-            }
-        }
+    /// Loads from the stack at `offset`, which is that of guest register `register`.
+    pub fn load_stack(&mut self, i: &Insn, w: W, register: usize, offset: Val) -> Val {
+        let d = self.alloc();
+        let reach = self.stack_reach(i, register, 0, false);
+        let m = self.locate(Operand::Stack(i, offset), reach, w.bytes(), false, d);
+        self.asm.load(w, d, m);
+        Val::Host(d, w.bytes())
     }
 
-    pub fn load_stack(&mut self, i: &Insn, w: W, offset: Val) -> Val {
-        self.stack_address(i, offset);
-        self.load_rcx(w, Some(Sharing { name: STACK }))
-    }
-
+    /// Stores to the stack, where its pointer will lead.
     pub fn store_stack(&mut self, i: &Insn, w: W, offset: Val, v: Val) {
         let v = self.ready(w, v);
-        self.stack_address(i, offset);
-        self.store_rcx(w, v, Some(Sharing { name: STACK }));
+        let spare = self.alloc();
+        let reach = self.stack_reach(i, gpr::RSP, -i64::from(w.bytes()), true);
+        let m = self.locate(Operand::Stack(i, offset), reach, w.bytes(), true, spare);
+        self.store_at(w, m, v);
     }
 
     /// Leaves to the interpreter where a computed target is not canonical.

@@ -4,13 +4,12 @@ use super::encode::{Alu, Label, RAX, RCX, RDX, RSI, Sh, at, cc, field};
 use super::flag_state::FlagState;
 use super::miss;
 use super::ops::Leave;
-use super::registers::{Emitter, State};
-use super::shapes::{self, Shape};
+use super::registers::{Emitter, Facts, State};
+use super::shapes::Shape;
 use super::snapshot::Keep;
 use super::value::Val;
 use crate::abi::{self, JUMP_ENTRIES, JumpEntry, Slot};
 use crate::region::{End, Target};
-use trimaran_cpu::blocks::BlockKey;
 use trimaran_cpu::insn::{Insn, W, prefix};
 use trimaran_cpu::kernels::{Kernel, perform};
 use trimaran_cpu::state::gpr;
@@ -18,21 +17,47 @@ use trimaran_cpu::translate::offset;
 
 const RIP: usize = offset::gpr(gpr::RIP);
 
+/// A side chain of a tree whose code is still to come, from the state at its branch.
+pub struct Pending {
+    block: usize,
+    state: State,
+    pins: u16,
+    host_flags: Option<u16>,
+    clobbered: bool,
+    /// Expressions that were computed before; RIP's values among them hold on both ways.
+    computed: usize,
+    /// What the branch has charged for blocks that are not run.
+    refund: i32,
+}
+
 /// Whether an instruction goes to the interpreter's handler.
-pub fn is_helper(i: &Insn, frugal: bool, key: BlockKey) -> bool {
+pub fn is_helper(i: &Insn, frugal: bool, shape: Option<&Shape>) -> bool {
     use Kernel::{Call, CallIndirect, Helper, Lea, Leave, Nop, Pop, Push, Ret};
     let stack = matches!(i.kernel, Push | Pop | Call | CallIndirect | Ret | Leave);
     let memory = i.memory() && !matches!(i.kernel, Lea | Nop);
-    i.kernel == Helper && shapes::native(i, key).is_none()
+    i.kernel == Helper && shape.is_none()
         || frugal && i.form >= trimaran_cpu::interp::form::LOCKED_REG
         || memory && i.has(prefix::CHECKED)
         || stack && i.prefix & (prefix::CHECKED_STACK | prefix::STACK16) != 0
 }
 
 impl Emitter<'_> {
-    /// Instructions of the block that are charged and have not run, the running one among them.
+    /// Instructions that are charged and have not run, the running one among them.
     pub fn rest(&self) -> i64 {
-        (self.job.region.blocks[self.block].insns.len() - self.number) as i64
+        i64::from(self.charges[self.block]) - self.number as i64
+    }
+
+    /// What was charged for the blocks after the running one.
+    fn charged_ahead(&self) -> i32 {
+        self.charges[self.block] - self.job.region.blocks[self.block].insns.len() as i32
+    }
+
+    /// Gives that back.
+    fn refund(&mut self) {
+        let n = self.charged_ahead();
+        if n != 0 {
+            self.asm.lea(W::Q, RSI, at(RSI, n));
+        }
     }
 
     /// Emits code into the cold part, from the state as it is; the state is as before afterwards.
@@ -89,6 +114,7 @@ impl Emitter<'_> {
 
     fn exit(&mut self, slot: usize, delta: i64, far: bool) {
         self.write_all();
+        self.refund();
         self.move_rip(delta);
         self.asm.mov_imm(RDX, (self.job.slots + slot * Slot::SIZE) as u64);
         if far {
@@ -137,10 +163,16 @@ impl Emitter<'_> {
         });
     }
 
-    /// Takes a block's instructions off the budget.
-    fn charge(&mut self, n: i32, delta: i64) {
+    /// Takes `n` instructions off the budget, of which `paid` have been.
+    fn charge(&mut self, n: i32, paid: i32, delta: i64) {
+        if n <= paid {
+            if n != paid {
+                self.asm.lea(W::Q, RSI, at(RSI, paid - n));
+            }
+            return;
+        }
         let short = self.labels.make();
-        self.asm.alu_imm(Alu::Sub, W::Q, RSI, n);
+        self.asm.alu_imm(Alu::Sub, W::Q, RSI, n - paid);
         self.asm.jcc(cc::S, short);
         self.aside(|e| {
             e.asm.bind(short);
@@ -149,12 +181,27 @@ impl Emitter<'_> {
         });
     }
 
+    /// Puts off a side chain: its code begins from the state as it is.
+    fn put_off(&mut self, block: usize) {
+        let pending = Pending {
+            block,
+            state: self.state.clone(),
+            pins: self.pins,
+            host_flags: self.host_flags,
+            clobbered: self.asm.clobbered,
+            computed: self.exprs.computed.len(),
+            refund: self.charged_ahead(),
+        };
+        self.pending.push(pending);
+    }
+
     /// Goes on at a target; `next`: the block whose code follows.
     fn go(&mut self, target: Target, next: usize, starts: &[Label]) {
         match target {
             Target::Exit { slot, delta, far } => self.exit(slot, delta, far),
             Target::Block(n) if n == next && n < starts.len() => {}
             Target::Block(0) => {
+                self.refund();
                 self.attention();
                 self.count(false);
                 if let Some(head) = self.head.take() {
@@ -165,8 +212,13 @@ impl Emitter<'_> {
                     self.asm.jmp(starts[0]);
                 }
             }
+            Target::Block(n) if self.job.region.tree => {
+                self.put_off(n);
+                self.asm.jmp(starts[n]);
+            }
             Target::Block(n) => {
                 self.write_all();
+                self.refund();
                 self.asm.jmp(starts[n]);
             }
         }
@@ -182,6 +234,19 @@ impl Emitter<'_> {
         if follows(taken) || inside(taken) && !inside(not_taken) {
             (aside, onward) = (not_taken, taken);
             code ^= 1;
+        }
+        if aside == Target::Block(0) && inside(onward) && !follows(onward) {
+            (aside, onward) = (onward, aside);
+            code ^= 1;
+        }
+        if let Target::Block(n) = aside
+            && n != 0
+            && self.job.region.tree
+        {
+            self.asm.jcc(code, starts[n]);
+            self.put_off(n);
+            self.go(onward, next, starts);
+            return;
         }
         let away = self.labels.make();
         self.asm.jcc(code, away);
@@ -258,47 +323,68 @@ impl Emitter<'_> {
     pub fn region(&mut self) {
         let region = self.job.region;
         let starts: Vec<Label> = region.blocks.iter().map(|_| self.labels.make()).collect();
-        // Blocks that are entered by more than falling into them.
-        let mut joined = vec![false; region.blocks.len()];
-        for (n, block) in region.blocks.iter().enumerate() {
-            let mut note = |t| match t {
-                Target::Block(m) if m != n + 1 => joined[m] = true,
-                _ => {}
-            };
-            match block.end {
-                End::Goto(t) => note(t),
-                End::Branch { taken, not_taken } => {
-                    note(taken);
-                    note(not_taken);
-                    if taken == not_taken {
-                        joined[n + 1..].iter_mut().take(1).for_each(|j| *j = true);
-                    }
-                }
-                End::Indirect | End::Dispatcher => {}
-            }
-        }
         self.attention();
         self.count(true);
-        // Whether the code before runs into the block.
-        let mut flows = true;
-        for (n, block) in region.blocks.iter().enumerate() {
+        if region.tree {
+            self.chain(0, 0, &starts);
+            // The last put off comes first: what it knows of expressions is a part of what is known now.
+            while let Some(pending) = self.pending.pop() {
+                let paid = self.take_up(&pending);
+                self.chain(pending.block, paid, &starts);
+            }
+        } else {
+            let mut n = 0;
+            while n < region.blocks.len() {
+                n = self.chain(n, 0, &starts);
+            }
+        }
+    }
+
+    /// Makes the state that of a side chain's beginning; returns what has been charged for it.
+    fn take_up(&mut self, pending: &Pending) -> i32 {
+        for k in self.exprs.computed.drain(pending.computed..) {
+            self.exprs.nodes[usize::from(k)].host = None;
+        }
+        self.state = pending.state.clone();
+        (self.pins, self.busy, self.written) = (pending.pins, 0, 0);
+        (self.flags_known, self.host_flags) = (false, pending.host_flags);
+        self.asm.clobbered = pending.clobbered;
+        pending.refund
+    }
+
+    /// A run of blocks of which each falls into the next; returns the number of the block behind them.
+    fn chain(&mut self, first: usize, paid: i32, starts: &[Label]) -> usize {
+        let region = self.job.region;
+        let mut n = first;
+        loop {
+            let block = &region.blocks[n];
             (self.block, self.number, self.delta) = (n, 0, block.delta);
-            if joined[n] || !flows {
-                if flows {
-                    self.write_all();
+            if self.segments[n] {
+                if n == 0 || !region.tree {
+                    self.state = State::new(FlagState::UNKNOWN);
+                    self.flags_known = false;
                 }
-                self.state = State::new(FlagState::UNKNOWN);
-                self.flags_known = false;
                 if n == 0 {
+                    self.asm.bind(self.before_head);
                     self.head = self.prepare_head();
                 }
                 self.asm.bind(starts[n]);
             }
             self.instruction_ends();
-            self.charge(block.insns.len() as i32, block.delta);
-            flows = self.instructions(&starts);
+            if self.segments[n] {
+                self.charge(self.charges[n], paid, block.delta);
+            }
+            let flows = self.instructions(starts);
+            n += 1;
             if self.failed.is_some() {
-                return;
+                return region.blocks.len();
+            }
+            if !flows || n == region.blocks.len() {
+                return n;
+            }
+            if self.segments[n] {
+                self.write_all();
+                return n;
             }
         }
     }
@@ -313,8 +399,7 @@ impl Emitter<'_> {
         for (number, i) in block.insns.iter().enumerate() {
             self.number = number;
             self.leave = Leave::No;
-            let helper = is_helper(i, self.frugal, self.job.region.key);
-            let shape = shapes::native(i, self.job.region.key);
+            let Facts { helper, shape, .. } = self.facts();
             let control = matches!(
                 i.kernel,
                 Kernel::Jmp
@@ -340,6 +425,7 @@ impl Emitter<'_> {
             } else {
                 let Ok(_) = perform(i.kernel, self, i);
             }
+            self.follow(i);
             if number == last {
                 break;
             }

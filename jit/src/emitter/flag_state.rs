@@ -351,10 +351,15 @@ impl Emitter<'_> {
 
     /// Stores a value zero-extended from `w` as a quadword; may use RAX.
     fn store_clean(&mut self, w: W, at: usize, v: Val) {
+        self.store_value(w, at, v, true);
+    }
+
+    /// Stores a value of width `w`; `clean`: zero-extended.
+    fn store_value(&mut self, w: W, at: usize, v: Val, clean: bool) {
         let v = self.exprs.resolve(v);
         match v {
             Val::Const(c) => self.store_const(W::Q, field(at), c),
-            Val::Host(h, zx) if zx <= w.bytes() => self.asm.store(W::Q, field(at), h),
+            Val::Host(h, zx) if zx <= w.bytes() || !clean => self.asm.store(W::Q, field(at), h),
             Val::Host(h, _) => {
                 self.asm.movzx(w, RAX, h);
                 self.asm.store(W::Q, field(at), RAX);
@@ -382,7 +387,9 @@ impl Emitter<'_> {
                         self.asm.mov(W::Q, RAX, h);
                     }
                 }
-                self.asm.movzx(w, RAX, RAX);
+                if clean {
+                    self.asm.movzx(w, RAX, RAX);
+                }
                 self.asm.store(W::Q, field(at), RAX);
             }
         }
@@ -432,20 +439,25 @@ impl Emitter<'_> {
         if let Some(cf) = f.cf {
             self.store_bit(offset::LAZY_CF, cf);
         }
+        let word = i32::from(d.kind) | i32::from(d.w.bytes()) << 8;
+        let mut width = W::D;
         match d.kind {
             pending::ADD | pending::ADC | pending::SUB | pending::SBB => {
-                self.store_clean(d.w, offset::PENDING_A, d.a);
-                self.store_clean(d.w, offset::PENDING_B, d.b);
+                self.store_value(d.w, offset::PENDING_A, d.a, false);
+                self.store_value(d.w, offset::PENDING_B, d.b, false);
             }
-            pending::NEG => self.store_clean(d.w, offset::PENDING_A, d.a),
+            pending::NEG => self.store_value(d.w, offset::PENDING_A, d.a, false),
             pending::SHL | pending::SHR | pending::MUL | pending::SCAN => {
                 self.store_bit(offset::PENDING_BIT, d.bit);
+                width = W::W;
             }
             _ => {}
         }
-        self.store_clean(d.w, offset::PENDING_R, d.r);
-        let word = i32::from(d.kind) | i32::from(d.w.bytes()) << 8;
-        self.asm.store_imm(W::W, field(offset::PENDING_KIND), word);
+        // Over the bit too, and padding, where there is none: decoders take longer over a word.
+        self.asm.store_imm(width, field(offset::PENDING_KIND), word);
+        if !pending::result_follows(d.kind) {
+            self.store_value(d.w, offset::PENDING_R, d.r, false);
+        }
         self.set_flags(FlagState::UNKNOWN);
     }
 

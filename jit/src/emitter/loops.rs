@@ -4,10 +4,10 @@
 //! the same host registers again, so an iteration loads and stores none of them. It is a guess that costs
 //! little: whatever the guess was, the way back makes it true.
 
-use super::control::is_helper;
 use super::encode::{Label, RAX, Reg, field};
-use super::registers::{Emitter, Place, State};
-use super::shapes::{self, Shape};
+use super::registers::{Emitter, Facts, Place, State};
+use super::shapes::Shape;
+use super::windows::Window;
 use crate::region::{End, Target};
 use trimaran_cpu::insn::{Insn, W};
 use trimaran_cpu::interp::form;
@@ -19,7 +19,7 @@ use trimaran_cpu::translate::offset;
 const MOST: usize = 7;
 
 /// Guest registers that an instruction names, as bits: all, and those it writes.
-fn named(i: &Insn, shape: Option<&Shape>) -> (u32, u32) {
+pub fn named(i: &Insn, shape: Option<&Shape>) -> (u32, u32) {
     use Kernel::*;
     let register = |n: u8| 1u32 << (n & 15);
     let address = |n: u8| if n < 16 { 1u32 << n } else { 0 };
@@ -65,8 +65,10 @@ impl Emitter<'_> {
     /// The blocks that lead from the head to itself without a helper.
     fn cycle(&self) -> Vec<bool> {
         let blocks = &self.job.region.blocks;
-        let key = self.job.region.key;
-        let plain = |n: usize| blocks[n].insns.iter().all(|i| !is_helper(i, self.frugal, key));
+        let plain = |n: usize| {
+            let first = self.first_of_block[n];
+            self.facts[first..first + blocks[n].insns.len()].iter().all(|f| !f.helper)
+        };
         let next = |n: usize| {
             let (a, b) = match blocks[n].end {
                 End::Goto(t) => (Some(t), None),
@@ -102,7 +104,7 @@ impl Emitter<'_> {
     pub fn prepare_head(&mut self) -> Option<State> {
         let region = self.job.region;
         let (mut uses, mut written) = ([0u32; 16], 0);
-        let (mut vectors, mut vectors_written, mut float) = (0, 0, false);
+        let (mut vectors, mut vectors_written, mut float, mut memory) = (0, 0, false, false);
         if self.frugal {
             return None;
         }
@@ -110,16 +112,19 @@ impl Emitter<'_> {
         if !cycle[0] {
             return None;
         }
-        let inside = region.blocks.iter().zip(&cycle).filter(|(_, on)| **on);
-        for i in inside.flat_map(|(b, _)| &b.insns) {
-            let shape = shapes::native(i, region.key);
+        let mut facts = Vec::new();
+        for (n, block) in region.blocks.iter().enumerate().filter(|&(n, _)| cycle[n]) {
+            let first = self.first_of_block[n];
+            facts.extend(block.insns.iter().zip(self.facts[first..].iter().copied()));
+        }
+        for (i, Facts { named: all, written: writes, shape, .. }) in facts {
             if let Some(shape) = shape {
                 let (read, writes) = shape.vectors(i);
                 (vectors, vectors_written) = (vectors | read | writes, vectors_written | writes);
                 float |= shape.float;
             }
-            let (all, writes) = named(i, shape);
             written |= writes;
+            memory |= i.memory() || writes >> gpr::RSP & 1 != 0;
             (0..16).filter(|n| all >> n & 1 != 0).for_each(|n| uses[n] += 1);
         }
         for _ in 0..MOST {
@@ -137,11 +142,22 @@ impl Emitter<'_> {
             self.use_float();
         }
         self.busy = 0;
+        if memory {
+            self.open_kept(&cycle, written);
+            self.tlb_register();
+        }
         Some(self.state.clone())
     }
 
     /// Back to the head, with everything where `prepare_head` had it.
     pub fn back_to(&mut self, head: &State, label: Label) {
+        let still = |w: &Window| self.state.windows.iter().flatten().any(|v| v.host == w.host && v.kept());
+        if !head.windows.iter().flatten().all(still) {
+            // A helper has run: from the beginning.
+            self.write_flags();
+            self.write_registers();
+            return self.asm.jmp(self.before_head);
+        }
         self.write_flags();
         for g in 0..16 {
             if head.dirty >> g & 1 == 0 {
@@ -184,6 +200,9 @@ impl Emitter<'_> {
                 Place::Const(v) => self.asm.mov_imm(to, v),
                 _ => self.asm.load(W::Q, to, field(offset::gpr(g))),
             }
+        }
+        if let Some(h) = head.tlb.filter(|_| self.state.tlb != head.tlb) {
+            self.asm.load(W::Q, h, field(offset::TLB));
         }
         self.asm.jmp(label);
     }

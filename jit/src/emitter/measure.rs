@@ -2,7 +2,7 @@
 
 use super::tests::{Bench, CODE, DATA, Machine, program, show};
 use super::{compile, miss};
-use crate::abi::{Job, Knobs, Slot};
+use crate::abi::{Job, Slot};
 use crate::region::{Limits, Region};
 use rand::SeedableRng;
 use rand::rngs::SmallRng;
@@ -33,7 +33,7 @@ fn translation_time() {
             m.vcpu.state.gpr[gpr::RIP] = rip;
             m.vcpu.mode_may_have_changed();
             let first = m.vcpu.block_at(rip).unwrap();
-            let limits = Limits { blocks: 32, insns: 200, trace: true, only: None };
+            let limits = Limits { decode: true, ..Limits::TREE };
             regions.extend(Region::form(&mut m.vcpu, first, rip, limits));
         }
         let insns: usize = regions.iter().map(Region::insns).sum();
@@ -42,13 +42,7 @@ fn translation_time() {
             let start = std::time::Instant::now();
             bytes = 0;
             for region in &regions {
-                let job = Job {
-                    region,
-                    slots: 0x1000_0000,
-                    runtime: &bench.runtime,
-                    counter: Some(0x2000_0000),
-                    knobs: Knobs::default(),
-                };
+                let job = Job { counter: Some(0x2000_0000), ..Job::new(region, 0x1000_0000, &bench.runtime) };
                 bytes += compile(&job).unwrap().bytes.len();
             }
             best = best.min(start.elapsed().as_nanos() as f64 / insns as f64);
@@ -56,13 +50,7 @@ fn translation_time() {
         let each = bytes as f64 / insns as f64;
         eprintln!("{name}: {insns} instructions, {best:.0} ns and {each:.1} bytes each");
         if let (true, Ok(_)) = (name == "plain", std::env::var("TRIMARAN_EMITTER_SHOW")) {
-            let job = Job {
-                region: &regions[0],
-                slots: 0x1000_0000,
-                runtime: &bench.runtime,
-                counter: None,
-                knobs: Knobs::default(),
-            };
+            let job = Job::new(&regions[0], 0x1000_0000, &bench.runtime);
             show(&compile(&job).unwrap().bytes, 64, 0);
         }
     }
@@ -85,18 +73,11 @@ fn loop_time(name: &str, insns: u32, code: &[u8]) {
     }
     let v = &mut a.vcpu;
     let first = v.block_at(CODE).unwrap();
-    let region =
-        Region::form(v, first, CODE, Limits { blocks: 1, insns: 40, trace: true, only: None }).unwrap();
+    let region = Region::form(v, first, CODE, Limits { blocks: 1, decode: true, ..Limits::TREE }).unwrap();
     v.shared.clear(!0);
     v.stop_block = false;
     let slot = Slot::new(bench.runtime.unlinked as u64, 0, 0);
-    let job = Job {
-        region: &region,
-        slots: &raw const slot as usize,
-        runtime: &bench.runtime,
-        counter: None,
-        knobs: Knobs::default(),
-    };
+    let job = Job::new(&region, &raw const slot as usize, &bench.runtime);
     let made = compile(&job).unwrap();
     if std::env::var("TRIMARAN_EMITTER_SHOW").is_ok() {
         show(&made.bytes, 64, 0);

@@ -4,12 +4,12 @@
 //! guest's state is rebuilt from the access's snapshot and the code leaves with [`abi::INTERPRET`].
 #![allow(unsafe_code)]
 
-use super::access::ALIGNED;
 use super::snapshot::Keep;
 use crate::abi;
 use crate::runtime;
 use dynasmrt::{DynasmApi, DynasmLabelApi, dynasm};
 use trimaran_cpu::Vcpu;
+use trimaran_cpu::ram::PAGE;
 use trimaran_cpu::translate::offset;
 
 type Assembler = dynasmrt::VecAssembler<dynasmrt::x64::X64Relocation>;
@@ -33,9 +33,22 @@ unsafe extern "C" fn miss(v: *mut Vcpu, registers: *const [u64; 16], vectors: *c
     // SAFETY: the region keeps it as long as its code may run.
     let keep = unsafe { &*(keep as *const Keep) };
     let s = &keep.snapshots[k as usize];
-    let (size, address) = (s.size & !ALIGNED, registers[1]);
-    let aligned = s.size & ALIGNED == 0 || address & 15 == 0;
-    if size != 0 && aligned && v.refill(address, size, s.write) {
+    let (size, address) = (s.size, registers[1]);
+    if let Some(write) = s.window {
+        let fits = address % PAGE + u64::from(size) <= PAGE;
+        if fits && s.kept {
+            if write && v.refilled(address).0 {
+                v.translated.scratch[3] = runtime::trouble(keep.owner, false);
+            }
+        } else if fits && v.refill(address, size, s.write) {
+            if !write || v.refilled(address).1 {
+                return 1;
+            }
+            v.translated.scratch[3] = runtime::trouble(keep.owner, false);
+        } else if !fits {
+            v.translated.scratch[3] = runtime::trouble(keep.owner, true);
+        }
+    } else if size != 0 && (!s.aligned || address & 15 == 0) && v.refill(address, size, s.write) {
         return 1;
     }
     keep.rebuild(v, k as usize, registers, vectors);

@@ -8,6 +8,7 @@
 //! - The *cache* (`registers.rs`) says which host register a guest register was renamed to, and whether memory
 //!   knows. It is empty where a block can be reached otherwise than by falling into it, but for a loop's head
 //!   (`loops.rs`).
+//! - *Windows* (`windows.rs`) are stretches of memory that were looked up for several accesses.
 //! - *Flags* (`flag_state.rs`) are the last declaration; conditions (`conditions.rs`) repeat the operation on the host.
 //! - *Vector instructions* are the host's own (`shapes.rs`, `vectors.rs`).
 //! - A *snapshot* (`snapshot.rs`) rebuilds the guest's state before an instruction whose access missed the TLB
@@ -37,6 +38,7 @@ mod value;
 #[cfg(test)]
 mod vector_tests;
 mod vectors;
+mod windows;
 
 use crate::abi::{Code, Job, Untranslatable};
 use registers::{Emitter, NO_REGISTER};
@@ -53,7 +55,7 @@ pub fn compile(job: &Job) -> Result<Code, Untranslatable> {
     e.check()?;
     let snapshots = std::mem::take(&mut e.snapshots);
     let flags = std::mem::take(&mut e.flags_snapshots);
-    let keep = Box::new(Keep::new(snapshots, flags, e.code64));
+    let keep = Box::new(Keep::new(snapshots, flags, e.code64, job.owner));
     e.common_code(&keep);
     let Emitter { asm, cold, labels, .. } = e;
     let bytes = asm.finish(&cold, &labels).ok_or_else(|| Untranslatable("a jump to nowhere".into()))?;

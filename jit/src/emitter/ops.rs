@@ -143,13 +143,14 @@ impl Ops for Emitter<'_> {
     fn pop(&mut self, i: &Insn) -> Result<Val, Never> {
         let (w, stack) = (i.width(), i.stack_width());
         let sp = self.read_guest(stack, gpr::RSP as u8);
-        let value = self.load_stack(i, w, sp);
+        let value = self.load_stack(i, w, gpr::RSP, sp);
         let new = self.add_constant(stack, sp, w.bytes().into());
         self.write_guest(stack, gpr::RSP as u8, new);
         Ok(value)
     }
     fn stack_load(&mut self, i: &Insn, offset: Val) -> Result<Val, Never> {
-        Ok(self.load_stack(i, i.width(), offset))
+        let register = if i.kernel == Kernel::Leave { gpr::RBP } else { gpr::RSP };
+        Ok(self.load_stack(i, i.width(), register, offset))
     }
 
     fn bin(&mut self, op: Bin, w: W, a: Val, b: Val) -> Val {

@@ -6,10 +6,13 @@
 
 use super::encode::{Asm, Label, Labels, RDX, Reg, field};
 use super::flag_state::FlagState;
+use super::shapes::{self, Shape};
 use super::snapshot::{FlagsSnapshot, Snapshot};
 use super::value::{Exprs, Val, immediate};
 use super::vectors::Vectors;
+use super::windows::Window;
 use crate::abi::{Job, Untranslatable};
+use trimaran_cpu::blocks::BlockKey;
 use trimaran_cpu::insn::{Insn, W};
 use trimaran_cpu::state::gpr;
 use trimaran_cpu::translate::offset;
@@ -30,23 +33,6 @@ pub enum Place {
     Const(u64),
 }
 
-/// A page that was looked up for accesses under one name (see `access.rs`).
-#[derive(Clone, Copy)]
-pub struct Page {
-    pub name: u8,
-    /// Looked up for writing.
-    pub write: bool,
-    /// Host registers.
-    pub tag: Reg,
-    pub addend: Reg,
-}
-
-impl Page {
-    pub fn registers(&self) -> u16 {
-        1 << self.tag | 1 << self.addend
-    }
-}
-
 /// What is known between two instructions.
 #[derive(Clone)]
 pub struct State {
@@ -57,9 +43,10 @@ pub struct State {
     holds: [u32; 16],
     pub cached: u16,
     pub flags: FlagState,
-    /// The stack's, and another.
-    pub pages: [Option<Page>; 2],
-    pub page_registers: u16,
+    pub windows: [Option<Window>; 3],
+    pub window_registers: u16,
+    /// The register with the address of the TLB's entries.
+    pub tlb: Option<Reg>,
     pub vectors: Vectors,
 }
 
@@ -71,8 +58,9 @@ impl State {
             holds: [0; 16],
             cached: 0,
             flags,
-            pages: [None; 2],
-            page_registers: 0,
+            windows: [None; 3],
+            window_registers: 0,
+            tlb: None,
             vectors: Vectors::default(),
         }
     }
@@ -98,8 +86,28 @@ impl State {
     pub fn drop_registers(&mut self) {
         (self.guest, self.holds) = ([Place::Memory; GUESTS], [0; 16]);
         (self.dirty, self.cached) = (0, 0);
-        (self.pages, self.page_registers) = ([None; 2], 0);
+        (self.windows, self.window_registers, self.tlb) = ([None; 3], 0, None);
         self.vectors = Vectors::default();
+    }
+}
+
+/// What is known of an instruction before code is made of it.
+#[derive(Clone, Copy)]
+pub struct Facts {
+    /// Guest registers that it names, and those that it writes, as bits.
+    pub named: u32,
+    pub written: u32,
+    /// Whether it goes to the interpreter's handler.
+    pub helper: bool,
+    /// How it runs as itself on the host.
+    pub shape: Option<&'static Shape>,
+}
+
+impl Facts {
+    fn of(i: &Insn, frugal: bool, key: BlockKey) -> Self {
+        let shape = shapes::native(i, key);
+        let (named, written) = super::loops::named(i, shape);
+        Facts { named, written, helper: super::control::is_helper(i, frugal, shape), shape }
     }
 }
 
@@ -129,6 +137,16 @@ pub struct Emitter<'a> {
     pub block: usize,
     pub number: usize,
     pub delta: i64,
+    /// [`crate::region::Region::charges`].
+    pub charges: Vec<i32>,
+    /// [`crate::region::Region::segment_starts`].
+    pub segments: Vec<bool>,
+    /// What is known of each instruction, and where a block begins in that.
+    pub facts: Vec<Facts>,
+    pub first_of_block: Vec<usize>,
+    pub pending: Vec<super::control::Pending>,
+    /// Guest registers that the running instruction has written.
+    pub written: u32,
     /// What the running instruction does with control at its end.
     pub leave: super::ops::Leave,
     /// Whether `asm` is the part that runs rarely, and `cold` the other.
@@ -139,10 +157,11 @@ pub struct Emitter<'a> {
     pub repeated: bool,
     /// The state at the region's head, if it is a loop's.
     pub head: Option<State>,
+    /// Where what the head holds is loaded.
+    pub before_head: Label,
     /// There is a vector instruction, so that XMM registers count.
     pub uses_vectors: bool,
     pub failed: Option<&'static str>,
-    victim: u32,
     pub common: Common,
 }
 
@@ -171,12 +190,16 @@ impl<'a> Emitter<'a> {
             lookup: labels.make(),
         };
         let insns = job.region.insns();
+        let (mut facts, mut first_of_block) = (Vec::with_capacity(insns), Vec::new());
+        for block in &job.region.blocks {
+            first_of_block.push(facts.len());
+            facts.extend(block.insns.iter().map(|i| Facts::of(i, frugal, job.region.key)));
+        }
         Emitter {
             job,
             code64: job.region.key.code64(),
             asm: Asm::for_insns(insns),
             cold: Asm::for_insns(insns),
-            labels,
             state: State::new(FlagState::UNKNOWN),
             exprs: Exprs::for_insns(insns),
             busy: 0,
@@ -189,20 +212,30 @@ impl<'a> Emitter<'a> {
             block: 0,
             number: 0,
             delta: 0,
+            charges: job.region.charges(),
+            segments: job.region.segment_starts(),
+            facts,
+            first_of_block,
+            pending: Vec::new(),
+            written: 0,
             leave: super::ops::Leave::No,
             in_cold: false,
             frugal,
             repeated: false,
             head: None,
+            before_head: labels.make(),
             uses_vectors: false,
             failed: None,
-            victim: 0,
             common,
+            labels,
         }
     }
 
     pub fn insn(&self) -> &'a Insn {
         &self.job.region.blocks[self.block].insns[self.number]
+    }
+    pub fn facts(&self) -> Facts {
+        self.facts[self.first_of_block[self.block] + self.number]
     }
     pub fn fail(&mut self, why: &'static str) {
         self.failed.get_or_insert(why);
@@ -215,28 +248,18 @@ impl<'a> Emitter<'a> {
     }
 
     fn free(&self) -> u16 {
-        ALLOCATABLE & !(self.state.cached | self.busy | self.pins | self.state.page_registers)
+        let tlb = self.state.tlb.map_or(0, |h| 1 << h);
+        ALLOCATABLE & !(self.state.cached | self.busy | self.pins | self.state.window_registers | tlb)
     }
     pub fn free_registers(&self) -> u32 {
         self.free().count_ones()
     }
 
-    /// Forgets a page.
-    pub fn drop_page(&mut self, slot: usize) {
-        if let Some(page) = self.state.pages[slot].take() {
-            self.state.page_registers &= !page.registers();
-        }
-    }
-
     /// A host register for a new value of the running instruction.
     pub fn alloc(&mut self) -> Reg {
         let mut free = self.free();
-        for slot in [1, 0] {
-            // Pages are the first to go.
-            if free == 0 {
-                self.drop_page(slot);
-                free = self.free();
-            }
+        if free == 0 && self.state.tlb.take().is_some() {
+            free = self.free();
         }
         if free != 0 {
             let h = free.trailing_zeros() as Reg;
@@ -245,13 +268,16 @@ impl<'a> Emitter<'a> {
         }
         let candidates = self.state.cached & !(self.busy | self.pins);
         if candidates != 0 {
-            // Round and round: cheap, and no register is hit twice in a row.
-            let rotated = candidates.rotate_right(self.victim);
-            let h = (rotated.trailing_zeros() + self.victim) % 16;
-            self.victim = (h + 1) % 16;
-            self.evict(h as Reg);
+            let h = self.used_last(candidates);
+            self.evict(h);
             self.busy |= 1 << h;
-            return h as Reg;
+            return h;
+        }
+        for n in 0..self.state.windows.len() {
+            if self.state.windows[n].is_some_and(|w| self.busy >> w.host & 1 == 0 && !w.kept()) {
+                self.close_window(n);
+                return self.alloc();
+            }
         }
         if self.pins != 0 {
             if self.repeated {
@@ -271,10 +297,44 @@ impl<'a> Emitter<'a> {
         RDX
     }
 
+    /// Of some cached registers the one that the code ahead names last.
+    fn used_last(&self, mut candidates: u16) -> Reg {
+        let first = self.first_of_block[self.block] + self.number;
+        let end = self.segments.iter().skip(self.block + 1).position(|&s| s);
+        let end = end.map_or(self.facts.len(), |n| self.first_of_block[self.block + 1 + n]);
+        for &Facts { named, .. } in &self.facts[first..end] {
+            let mut left = candidates;
+            while left != 0 {
+                let h = left.trailing_zeros();
+                left &= left - 1;
+                if candidates & (candidates - 1) == 0 {
+                    return candidates.trailing_zeros() as Reg;
+                }
+                if self.state.holds[h as usize] & named != 0 {
+                    candidates &= !(1 << h);
+                }
+            }
+        }
+        // What memory knows costs nothing.
+        let mut left = candidates;
+        while left != 0 {
+            let h = left.trailing_zeros();
+            left &= left - 1;
+            if self.state.holds[h as usize] & self.state.dirty == 0 {
+                return h as Reg;
+            }
+        }
+        candidates.trailing_zeros() as Reg
+    }
+
     /// Frees registers for all that a locked instruction computes.
     pub fn make_room(&mut self) {
-        self.drop_page(0);
-        self.drop_page(1);
+        self.state.tlb = None;
+        for n in 0..self.state.windows.len() {
+            if self.state.windows[n].is_some_and(|w| !w.kept()) {
+                self.close_window(n);
+            }
+        }
         while self.free_registers() < 6 {
             let candidates = self.state.cached & !(self.busy | self.pins);
             if candidates == 0 {
@@ -376,6 +436,7 @@ impl<'a> Emitter<'a> {
     /// Writes a guest register at width `w`.
     pub fn write_guest(&mut self, w: W, register: u8, value: Val) {
         let g = usize::from(register & 15);
+        self.written |= 1 << g;
         let value = self.exprs.resolve(value);
         if w >= W::D {
             let place = match value {

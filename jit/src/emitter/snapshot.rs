@@ -1,9 +1,11 @@
 //! What is known where an access may miss the TLB: enough to rebuild the guest's state before the instruction from
 //! the host's registers. Translated code pays nothing for it.
 
+use super::access::ALIGNED;
 use super::flag_state::Main;
 use super::registers::{Emitter, Place};
 use super::value::{Bit, BitOp, Exprs, Op, Val};
+use super::windows::Plan;
 use trimaran_cpu::Vcpu;
 use trimaran_cpu::flags::LazyFlags;
 use trimaran_cpu::insn::W;
@@ -26,13 +28,19 @@ pub struct Snapshot {
     vectors: u16,
     /// Number in [`Keep::flags`].
     flags: u32,
-    /// Of the access; size 0: not an access, but a check that failed.
-    pub size: u8,
+    /// Of the access, or of the window; size 0: not an access, but a check that failed.
+    pub size: u16,
     pub write: bool,
+    /// Its operand must be aligned.
+    pub aligned: bool,
+    /// A window, looked up for writing.
+    pub window: Option<bool>,
+    /// A loop's window: no access yet, so nothing may be looked up in page tables.
+    pub kept: bool,
     /// RIP of the instruction less RIP at the entry.
     delta: i64,
     /// Instructions charged that have not run, this one among them.
-    rest: i64,
+    pub rest: i64,
     insn: usize,
 }
 
@@ -75,11 +83,13 @@ pub struct Keep {
     pub snapshots: Box<[Snapshot]>,
     flags: Box<[FlagsSnapshot]>,
     code64: bool,
+    /// [`crate::abi::Job::owner`].
+    pub owner: u32,
 }
 
 impl Keep {
-    pub fn new(snapshots: Vec<Snapshot>, flags: Vec<FlagsSnapshot>, code64: bool) -> Self {
-        Keep { snapshots: snapshots.into(), flags: flags.into(), code64 }
+    pub fn new(snapshots: Vec<Snapshot>, flags: Vec<FlagsSnapshot>, code64: bool, owner: u32) -> Self {
+        Keep { snapshots: snapshots.into(), flags: flags.into(), code64, owner }
     }
 
     /// Rebuilds the state before the instruction of snapshot `k`; the vCPU is ready to interpret it.
@@ -290,12 +300,24 @@ impl Emitter<'_> {
             constants: constants.into(),
             vectors: self.state.vectors.dirty,
             flags: (self.flags_snapshots.len().max(1) - 1) as u32,
-            size,
+            size: (size & !ALIGNED).into(),
             write,
+            aligned: size & ALIGNED != 0,
+            window: None,
+            kept: false,
             delta: self.delta,
             rest: self.rest(),
             insn: std::ptr::from_ref(insn) as usize,
         });
         (self.snapshots.len() - 1) as u32
+    }
+
+    /// The same for an access that opens a window; `write`: the access is a store.
+    pub fn window_snapshot(&mut self, plan: &Plan, write: bool) -> u32 {
+        let k = self.snapshot(0, write);
+        let snapshot = &mut self.snapshots[k as usize];
+        snapshot.size = plan.span() as u16;
+        snapshot.window = Some(plan.write());
+        k
     }
 }

@@ -1,7 +1,7 @@
 //! The emitter against the interpreter: random code on two small machines, whole states compared.
 
 use super::{compile, miss, shapes, vector_tests};
-use crate::abi::{self, JUMP_ENTRIES, Job, JumpEntry, Knobs, Slot};
+use crate::abi::{self, JUMP_ENTRIES, Job, JumpEntry, Slot};
 use crate::buffer::CodeBuffer;
 use crate::region::{Limits, Region};
 use crate::runtime::collect_float_flags;
@@ -334,17 +334,14 @@ impl Bench {
         let Some(first) = v.block_at(rip) else { return false };
         v.stop_block = false;
         v.shared.clear(!0);
-        let limits = Limits { blocks: 8, insns: 200, trace, only: None };
+        let limits = Limits { blocks: 8, tree: trace, decode: true, ..Limits::TREE };
         let Some(region) = Region::form(v, first, rip, limits) else { return false };
         let slots: Vec<Slot> =
             (0..region.slots).map(|n| Slot::new(self.runtime.unlinked as u64, 0, n as u32)).collect();
         let mut counted = counter.unwrap_or(0);
         let job = Job {
-            region: &region,
-            slots: slots.as_ptr() as usize,
-            runtime: &self.runtime,
             counter: counter.map(|_| &raw mut counted as usize),
-            knobs: Knobs::default(),
+            ..Job::new(&region, slots.as_ptr() as usize, &self.runtime)
         };
         let code = compile(&job).unwrap_or_else(|e| panic!("{e}: {region:?}"));
         self.buffer.reserve(code.bytes.len()).unwrap();
@@ -523,18 +520,12 @@ fn locked_instructions_are_atomic() {
                 let first = v.block_at(rip).unwrap();
                 v.shared.clear(!0);
                 v.stop_block = false;
-                let limits = Limits { blocks: 1, insns: 20, trace: true, only: None };
+                let limits = Limits { blocks: 1, insns: 20, decode: true, ..Limits::TREE };
                 let region = Region::form(v, first, rip, limits).unwrap();
                 let slots: Vec<Slot> = (0..region.slots)
                     .map(|n| Slot::new(bench.runtime.unlinked as u64, 0, n as u32))
                     .collect();
-                let job = Job {
-                    region: &region,
-                    slots: slots.as_ptr() as usize,
-                    runtime: &bench.runtime,
-                    counter: None,
-                    knobs: Knobs::default(),
-                };
+                let job = Job::new(&region, slots.as_ptr() as usize, &bench.runtime);
                 let made = compile(&job).unwrap();
                 let at = bench.buffer.put(&made.bytes);
                 miss::enter(&bench.runtime, v, 10 * ROUNDS as i64, bench.buffer.address(at));

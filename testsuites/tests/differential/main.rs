@@ -9,5 +9,6 @@ mod mapping;
 mod modification;
 mod random;
 mod tiers;
+mod windows;
 
 use trimaran_testsuites::workbench as bench;
