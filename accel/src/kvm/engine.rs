@@ -223,9 +223,12 @@ impl KvmVcpu {
             return Ok(());
         }
         self.finish_access()?;
-        let begun = registers::fetch(&self.hardware, &mut self.vcpu.state)?;
+        let rest = registers::fetch(&self.hardware, &mut self.vcpu.state)?;
         self.fetched = true;
-        if let Some(begun) = begun {
+        if rest.pdptes {
+            self.vcpu.load_pdptes();
+        }
+        if let Some(begun) = rest.begun {
             self.loaded = false;
             self.vcpu.forget_code();
             match begun {

@@ -28,6 +28,15 @@ pub enum Begun {
     Exception(u8, Option<u16>),
 }
 
+/// What [`fetch`] leaves to do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Rest {
+    /// An event whose delivery must be finished.
+    pub begun: Option<Begun>,
+    /// The PDPTEs must be read from memory: AMD's processors do so themselves whenever they need one.
+    pub pdptes: bool,
+}
+
 fn failed(what: &'static str) -> impl Fn(Error) -> String {
     move |error| format!("KVM refuses {what} of this state: {error}")
 }
@@ -222,8 +231,8 @@ fn msr_values(state: &CpuState) -> [u64; MSRS] {
     ]
 }
 
-/// Brings `state` up to what KVM has. Returns an event whose delivery must be finished.
-pub fn fetch(hardware: &Hardware, state: &mut CpuState) -> Result<Option<Begun>, String> {
+/// Brings `state` up to what KVM has.
+pub fn fetch(hardware: &Hardware, state: &mut CpuState) -> Result<Rest, String> {
     let mut regs = hardware.fd.get_regs().map_err(failed("to tell registers"))?;
     for (value, n) in general(&mut regs) {
         state.gpr[n] = *value;
@@ -246,7 +255,8 @@ pub fn fetch(hardware: &Hardware, state: &mut CpuState) -> Result<Option<Begun>,
         true if state.v86() => 3,
         true => sregs.ss.dpl,
     };
-    if has_pdptes(state) && sregs.flags & u64::from(KVM_SREGS2_FLAGS_PDPTRS_VALID) != 0 {
+    let known = sregs.flags & u64::from(KVM_SREGS2_FLAGS_PDPTRS_VALID) != 0;
+    if has_pdptes(state) && known {
         state.pdpte = sregs.pdptrs;
     }
 
@@ -278,7 +288,7 @@ pub fn fetch(hardware: &Hardware, state: &mut CpuState) -> Result<Option<Begun>,
     state.dr[..4].copy_from_slice(&debug.db);
     (state.dr[6], state.dr[7]) = (debug.dr6, debug.dr7);
     let events = hardware.fd.get_vcpu_events().map_err(failed("to tell pending events"))?;
-    Ok(take_events(&events, state))
+    Ok(Rest { begun: take_events(&events, state), pdptes: has_pdptes(state) && !known })
 }
 
 fn take_events(events: &kvm_vcpu_events, state: &mut CpuState) -> Option<Begun> {
@@ -356,7 +366,8 @@ mod tests {
             load(&tiny.hardware, &before, 0xFEE0_0900, 0).expect("a valid state");
             // From its own copy, and from scratch but for what KVM has no place for.
             let mut same = before.clone();
-            assert_eq!(fetch(&tiny.hardware, &mut same), Ok(None), "state {n}");
+            let nothing = Rest { begun: None, pdptes: false };
+            assert_eq!(fetch(&tiny.hardware, &mut same), Ok(nothing), "state {n}");
             assert_eq!(same, before, "state {n}");
             let msr = trimaran_cpu::state::Msrs { mtrr_def_type: 0xC06, ..CpuState::reset(0, true).msr };
             let mut fresh = CpuState { msr, ..CpuState::reset(0, true) };
