@@ -48,3 +48,22 @@ impl EngineList {
         names
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::Parser;
+
+    #[test]
+    fn engines_come_in_turn() {
+        let list = EngineList::new(&Options::parse_from(["trimaran"]));
+        let after = |name: &str| list.after(name);
+        assert_eq!(after("jit")[0], "interp");
+        assert!(
+            after("interp").contains(&"jit".to_owned()) && !after("interp").contains(&"interp".to_owned())
+        );
+        assert!(after("trace").contains(&"jit".to_owned()) && !after("trace").contains(&"auto".to_owned()));
+        assert!(list.named("warp").is_err_and(|error| error.to_string().contains("interp")));
+        assert_eq!(list.named("INTERP").map(|factory| factory.name()).ok(), Some("interp"));
+    }
+}

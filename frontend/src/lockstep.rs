@@ -100,3 +100,46 @@ fn describe(d: &Difference, names: [&str; 2]) -> String {
     }
     text
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use trimaran_cpu::state::{CpuState, RFlags, attr, gpr, seg};
+
+    #[test]
+    fn a_difference_is_told_with_its_instruction() {
+        let mut before = CpuState::reset(0, true);
+        before.seg[seg::CS].base = 0;
+        before.seg[seg::CS].attributes |= attr::DB;
+        (before.cr0, before.retired) = (1, 41);
+        before.gpr[gpr::RIP] = 0x8000;
+        let mut after = [before.clone(), before.clone()];
+        for state in &mut after {
+            state.gpr[gpr::RIP] = 0x8002;
+        }
+        after[1].rflags |= RFlags::CF;
+        let difference = Difference {
+            time: 55,
+            cpu: 1,
+            before,
+            after,
+            code: vec![0x01, 0xC8, 0x90, 0x90],
+            memory: Some((0x1234, [5, 6])),
+            chips: vec!["com1".into()],
+            outcomes: [None, None],
+        };
+        let text = describe(&difference, ["interp", "wrong"]);
+        for words in [
+            "at 55 ns, after 41 instructions of processor 1",
+            "0000000000008000: 01c8                   add eax, ecx",
+            "memory at 0x1234 of RAM: 05 with interp, 06 with wrong",
+            "chips in different states: com1",
+        ] {
+            assert!(text.contains(words), "no `{words}` in:\n{text}");
+        }
+        let flags = text.lines().find(|line| line.starts_with("rflags"));
+        let flags: Vec<&str> = flags.unwrap_or_default().split_whitespace().collect();
+        assert_eq!(flags, ["rflags", "2", "2", "3"], "{text}");
+        assert!(!text.contains("rip "), "{text}");
+    }
+}
