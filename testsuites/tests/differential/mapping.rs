@@ -2,6 +2,7 @@
 
 use super::bench::*;
 use iced_x86::code_asm::*;
+use trimaran_cpu::engine::Stop;
 use trimaran_cpu::state::gpr;
 use trimaran_testsuites::differential::kernel::{ABSENT, READ_ONLY, at};
 use trimaran_testsuites::flat::Machine;
@@ -233,4 +234,20 @@ fn skip_to(m: &Machine, place: u64) {
     m.ram.write(at::FAULTS, &3u32.to_le_bytes());
     let entry = WORLD.entry(READ_ONLY, false);
     m.ram.write(entry, &(quad(m, entry) | 2).to_le_bytes());
+}
+
+/// What lies behind a branch that is not taken may reach into a device: translating the branch must not fetch it.
+#[test]
+fn a_look_ahead_leaves_devices_alone() {
+    const LOOP: u64 = at::DATA + 0x1FFB;
+    for (name, factory) in engines() {
+        let mut m = machine(&*factory, 1);
+        assert!(m.ram.write(WORLD.entry(at::DATA + 0x2000, false), &(at::MMIO | 3).to_le_bytes()));
+        // dec ecx; jne to the start; half an instruction
+        assert!(m.ram.write(LOOP, &[0xFF, 0xC9, 0x75, 0xFC, 0x00]));
+        enter(&mut *m.engine, LOOP, at::STACK);
+        assert_eq!(m.engine.run(10_000), Stop::Budget, "{name}");
+        let accesses = m.bus.times.lock().map_or(0, |times| times.len());
+        assert_eq!(accesses, 0, "{name}: accesses to the device");
+    }
 }
