@@ -3,6 +3,7 @@
 use super::bench::*;
 use iced_x86::code_asm::*;
 use std::time::Duration;
+use trimaran_cpu::engine::Stop;
 use trimaran_cpu::state::gpr;
 use trimaran_testsuites::differential::kernel::at;
 
@@ -163,4 +164,34 @@ fn a_string_over_the_code_behind() {
         a.hlt()
     });
     assert_eq!((register(&mut m, gpr::RBX), register(&mut m, gpr::RSI)), (0, 20));
+}
+
+/// Data in the middle of a loop, whose code never changes: it is not translated at each of the 2000 stores.
+#[test]
+fn data_beside_code() {
+    const LOOP: u64 = at::CODE + 0x40;
+    let factory = trimaran_jit::Jit::default();
+    let mut m = machine(&factory, 1);
+    write(&m, at::CODE, &|a| {
+        a.mov(ecx, 2000)?;
+        // Behind the jump over it.
+        a.mov(rdi, LOOP + 2)?;
+        a.jmp(LOOP)
+    });
+    write(&m, LOOP, &|a| {
+        let mut over = a.create_label();
+        a.jmp(over)?;
+        a.dd(&[0])?;
+        a.set_label(&mut over)?;
+        a.inc(dword_ptr(rdi))?;
+        a.dec(ecx)?;
+        a.jne(LOOP)?;
+        a.hlt()
+    });
+    assert_eq!(m.engine.run(100_000), Stop::Halted);
+    assert_eq!(quad(&m, LOOP + 2) as u32, 2000);
+    let report = m.engine.describe_translator();
+    let regions =
+        report.lines().find_map(|l| l.split_once(" regions,")?.0.split(' ').next_back()?.parse().ok());
+    assert!(regions.is_some_and(|n: u64| n < 1000), "{report}");
 }
