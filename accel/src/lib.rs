@@ -12,7 +12,7 @@ mod tiny;
 mod unavailable;
 
 pub use report::{Kind, Missing, Report, Trial};
-pub use speed::mips;
+pub use speed::{DATA_BYTES, Program, mips};
 pub use unavailable::Unavailable;
 
 #[cfg(all(target_os = "linux", target_arch = "x86_64"))]

@@ -5,7 +5,7 @@ use iced_x86::code_asm::*;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use trimaran_cpu::VcpuConfig;
-use trimaran_cpu::engine::EngineFactory;
+use trimaran_cpu::engine::{Engine, EngineFactory};
 use trimaran_cpu::model::Model;
 use trimaran_cpu::ram::Ram;
 use trimaran_cpu::shared::CodeFence;
@@ -34,6 +34,52 @@ pub fn mips(factory: &dyn EngineFactory, cpl: u8) -> f64 {
         let time = begun.elapsed();
         (engine.state().gpr[gpr::RCX] == 0).then_some(time)
     })
+}
+
+/// Where [`Program`]s have their data: 256 KiB that the host could map anywhere.
+const DATA: u64 = 0x2_0000;
+pub const DATA_BYTES: u64 = 0x4_0000;
+/// Where a program stands.
+const BODY: u64 = CODE + 0x100;
+
+/// A program that engines can be compared with: a function of 64-bit code that stands anywhere, and gets the address of its
+/// data in RDI and a number of rounds in RSI.
+pub struct Program<'a> {
+    engine: Box<dyn Engine>,
+    ram: Arc<Ram>,
+    body: &'a [u8],
+    cpl: u8,
+}
+
+impl<'a> Program<'a> {
+    /// `model` is what the engine can run; `body` ends with RET.
+    pub fn new(factory: &dyn EngineFactory, model: &Model, cpl: u8, body: &'a [u8]) -> Self {
+        let (ram, fence) = (Arc::new(Ram::anonymous(BYTES)), CodeFence::new(1));
+        let (model, bus) = (Arc::new(model.clone()), Arc::new(OnlyRam(fence.clone())));
+        let engine = factory.create(VcpuConfig { id: 0, model, ram: ram.clone(), bus, fence });
+        Program { engine, ram, body, cpl }
+    }
+
+    /// Runs it. The time, and what it left in RAX; None if it did not come to its end.
+    pub fn run(&mut self, rounds: u64) -> Option<(Duration, u64)> {
+        const END: u64 = 0x5_EED0;
+        let mut state = Tables(&self.ram).prepare(Mode::Long, self.cpl);
+        let around = assemble(64, CODE, |a| {
+            a.call(BODY)?;
+            a.mov(rdx, END)?;
+            if self.cpl == 3 { a.out(i32::from(DONE), al) } else { a.hlt() }
+        });
+        self.ram.write(CODE, &around.ok()?);
+        self.ram.write(BODY, self.body);
+        (state.gpr[gpr::RDI], state.gpr[gpr::RSI]) = (DATA, rounds);
+        *self.engine.state() = state;
+        self.engine.state_changed();
+        let begun = Instant::now();
+        self.engine.run(u64::MAX);
+        let time = begun.elapsed();
+        let state = self.engine.state();
+        (state.gpr[gpr::RDX] == END).then_some((time, state.gpr[gpr::RAX]))
+    }
 }
 
 /// The loop, for a state of [`Tables::prepare`]; RCX is 0 at its end.

@@ -55,6 +55,8 @@ enum Bench {
         /// Only measurements whose name contains this
         only: Option<String>,
     },
+    /// The same small programs natively, on the interpreter, the translator and KVM
+    Engines,
 }
 
 fn main() -> Result<()> {
@@ -66,6 +68,9 @@ fn main() -> Result<()> {
         }
         Task::Bench { what: Bench::Guests(options) } => bench::guests(&root, &options),
         Task::Bench { what: Bench::Stress(options) } => bench::stress(&root, &options),
+        Task::Bench { what: Bench::Engines } => {
+            cargo(&root, &["bench", "-p", "trimaran-accel", "--bench", "engines"], &[])
+        }
         Task::Bench { what: Bench::Parts { only } } => bench::parts(&root, only.as_deref()),
         Task::Bless => cargo(
             &root,

@@ -394,7 +394,7 @@ impl Engine for KvmVcpu {
     fn describe_translator(&self) -> String {
         let slots = self.vm.memory_slots();
         format!(
-            "KVM                 {} instructions it could not run, {slots} memory slots\n",
+            "KVM                 {} instructions it could not run, {slots} memory slots; counts are the interpreter's\n",
             self.not_emulated
         )
     }
