@@ -161,5 +161,5 @@ fn right_engines_are_the_same() {
         vga_bios: std::fs::read(&vga).ok(),
         ..MachineConfig::default()
     };
-    same("SeaBIOS", compare(seabios, jit(), limits(200_000, if long { 1_000_000_000 } else { 40_000_000 })));
+    same("SeaBIOS", compare(seabios, jit(), limits(200_000, if long { 10_000_000 } else { 2_700_000 })));
 }

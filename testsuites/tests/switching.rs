@@ -599,7 +599,7 @@ fn linux() -> Result<(), String> {
         seen - 1
     );
     // The lines are looked at every 50 ms, and later where the host is busy.
-    if (guest_time - machine_time).abs() > 0.5 + machine_time * 0.02 {
+    if (guest_time - machine_time).abs() > 1.0 + machine_time * 0.02 {
         return Err(format!("{guest_time:.2} s in the guest are {machine_time:.2} s of the machine"));
     }
     Ok(())
