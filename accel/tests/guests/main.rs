@@ -439,6 +439,53 @@ fn cpuid_is_the_models() {
     }
 }
 
+/// Paging of 32-bit code turned on and off by the guest, an exception handler, INT n, SSE: some KVMs know none of it, and
+/// nothing of that shows.
+#[test]
+fn modes_that_kvm_may_lack_run_anyway() {
+    let Some(kvm) = kvm_with(&[Trial::ProtectedMode]) else { return };
+    let mut b = Bench::new(&kvm, 1);
+    const TABLE: u32 = TABLES as u32 + 0x1000;
+    b.ram.write(TABLES, &(TABLE | 7).to_le_bytes());
+    // All pages as they are but 0x5000, which is 0x6000.
+    for page in 0..1024u32 {
+        let frame = if page == 5 { 6 } else { page };
+        b.ram.write(u64::from(TABLE + page * 4), &(frame << 12 | 7).to_le_bytes());
+    }
+    const IDT: u64 = 0xA000;
+    b.put(IDT + 0x40 * 8, 0x3000 | 8 << 16 | 0x8E00 << 32);
+    b.place(32, 0x3000, |a| {
+        a.add(ebx, 1)?;
+        a.iretd()
+    });
+    b.place(32, CODE, |a| {
+        a.mov(eax, TABLES as u32)?;
+        a.mov(cr3, eax)?;
+        a.mov(eax, cr0)?;
+        a.or(eax, 0x8000_0000u32 as i32)?;
+        a.mov(cr0, eax)?;
+        a.mov(dword_ptr(0x5000), 7)?;
+        a.int(0x40)?;
+        a.movd(xmm0, dword_ptr(0x5000))?;
+        a.paddd(xmm0, xmm0)?;
+        a.movd(ecx, xmm0)?;
+        a.mov(eax, cr0)?;
+        a.and(eax, 0x7FFF_FFFF)?;
+        a.mov(cr0, eax)?;
+        a.mov(edx, dword_ptr(0x6000))?;
+        a.int(0x40)?;
+        a.hlt()
+    });
+    let mut state = b.prepared(Mode::Protected, 0);
+    state.idtr = trimaran_cpu::state::TableRegister { base: IDT, limit: 0x3FF };
+    b.set_state(state);
+    assert_eq!(b.run(), Stop::Halted);
+    let state = b.state();
+    assert_eq!((state.gpr[gpr::RBX], state.gpr[gpr::RCX], state.gpr[gpr::RDX]), (2, 14, 7));
+    assert_eq!(state.cr0 >> 31, 0);
+    println!("{}", b.engines[0].describe_translator());
+}
+
 #[test]
 fn a_triple_fault_is_a_shutdown() {
     let Some(kvm) = kvm_with(&[Trial::LongMode]) else { return };
