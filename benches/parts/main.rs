@@ -5,7 +5,7 @@ mod compile;
 
 use criterion::{Criterion, criterion_group, criterion_main};
 use std::time::{Duration, Instant};
-use trimaran_benches::{FAR, Guest, HASH, HIT, LOCAL, MISS, MODIFY, RET, TABLE};
+use trimaran_benches::{EVICTED, FAR, Guest, HASH, HIT, LOCAL, MISS, MODIFY, RET, TABLE};
 use trimaran_cpu::engine::{EngineFactory, Interpreter};
 use trimaran_jit::{Jit, JitOptions, Tier};
 
@@ -49,7 +49,7 @@ fn everywhere(c: &mut Criterion, guest: &Guest) {
 }
 
 fn loops(c: &mut Criterion) {
-    for guest in [&HASH, &HIT, &MISS, &TABLE, &RET, &MODIFY] {
+    for guest in [&HASH, &HIT, &EVICTED, &MISS, &TABLE, &RET, &MODIFY] {
         everywhere(c, guest);
     }
 }
