@@ -121,6 +121,7 @@ fn translate(
     const STUB: usize = 0x7F00_0000_1000;
     let runtime = Runtime {
         run_helper: STUB,
+        run_helpers: STUB,
         run_last: STUB,
         unlinked: STUB,
         refill_preserving: STUB,

@@ -102,6 +102,8 @@ pub struct Runtime {
     pub unlinked: usize,
     /// [`crate::runtime::run_helper`].
     pub run_helper: usize,
+    /// [`crate::runtime::run_helpers`].
+    pub run_helpers: usize,
     /// [`crate::runtime::run_last`].
     pub run_last: usize,
     /// [`crate::runtime::refill`].

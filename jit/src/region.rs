@@ -129,6 +129,20 @@ impl Region {
         starts
     }
 
+    /// How far from its entry a direct branch leads at most, in bytes.
+    pub fn reach(&self) -> u64 {
+        let far = |t: Target| match t {
+            Target::Exit { delta, .. } => delta.unsigned_abs(),
+            Target::Block(_) => 0,
+        };
+        let ends = self.blocks.iter().map(|b| match b.end {
+            End::Goto(t) => far(t),
+            End::Branch { taken, not_taken } => far(taken).max(far(not_taken)),
+            End::Indirect | End::Dispatcher => 0,
+        });
+        ends.max().unwrap_or(0)
+    }
+
     /// For each block how many instructions there are from its first to the end of its segment.
     pub fn charges(&self) -> Vec<i32> {
         let starts = self.segment_starts();

@@ -55,6 +55,42 @@ fn handle(v: &mut Vcpu, insn: &Insn, budget: i64, rest: i64, delta: i64) -> bool
     v.run_handler(insn)
 }
 
+/// Runs `count` instructions, one behind the other, in the middle of a region. `delta`: RIP of the first less RIP at the region's
+/// entry. Returns the budget to go on with, or -1: the code must return [`crate::abi::DONE`].
+///
+/// # Safety
+/// As [`run_helper`]; the instructions are of one block.
+pub unsafe extern "C" fn run_helpers(
+    v: *mut Vcpu,
+    insns: *const Insn,
+    budget: i64,
+    rest: i64,
+    delta: i64,
+    count: usize,
+) -> i64 {
+    // SAFETY: by the caller; the engine holds no other reference while code runs.
+    let (v, insns) = unsafe { (&mut *v, std::slice::from_raw_parts(insns, count)) };
+    let base = v.state.gpr[gpr::RIP];
+    collect_float_flags(v);
+    v.settle_flags();
+    v.sync_retired(budget + rest);
+    move_rip(v, delta);
+    let mut rest = rest;
+    for insn in insns {
+        v.translated.count_helper(insn);
+        if !v.run_handler(insn) {
+            return -1;
+        }
+        rest -= 1;
+        if v.budget < rest {
+            // A REP took more than its one.
+            return -1;
+        }
+    }
+    v.state.gpr[gpr::RIP] = base;
+    v.budget - rest
+}
+
 /// Runs an instruction in the middle of a region. `delta`: its RIP less RIP at the region's entry. Returns the
 /// budget to go on with, or -1: the code must return [`crate::abi::DONE`].
 ///
@@ -67,19 +103,8 @@ pub unsafe extern "C" fn run_helper(
     rest: i64,
     delta: i64,
 ) -> i64 {
-    // SAFETY: by the caller; the engine holds no other reference while code runs.
-    let (v, insn) = unsafe { (&mut *v, &*insn) };
-    let base = v.state.gpr[gpr::RIP];
-    if !handle(v, insn, budget, rest, delta) {
-        return -1;
-    }
-    let left = v.budget - (rest - 1);
-    if left < 0 {
-        // A REP took more than its one.
-        return -1;
-    }
-    v.state.gpr[gpr::RIP] = base;
-    left
+    // SAFETY: by the caller.
+    unsafe { run_helpers(v, insn, budget, rest, delta, 1) }
 }
 
 /// Runs the last instruction of a block that ends with the dispatcher. The code must return [`crate::abi::DONE`].

@@ -31,6 +31,7 @@ pub fn install(buffer: &mut CodeBuffer) -> Option<Runtime> {
         trampoline,
         unlinked,
         run_helper: runtime::run_helper as *const () as usize,
+        run_helpers: runtime::run_helpers as *const () as usize,
         run_last: runtime::run_last as *const () as usize,
         refill: runtime::refill as *const () as usize,
         settle_flags: runtime::settle_flags as *const () as usize,

@@ -46,6 +46,8 @@ struct Live {
     block: u32,
     /// The budget that it takes to run anything of it.
     charge: i64,
+    /// [`Region::reach`].
+    reach: u64,
     /// Offset of its code in the buffer, and the address that is entered.
     at: usize,
     entry: usize,
@@ -288,9 +290,11 @@ impl Translations {
         v.block_mut(block)?.translation = id;
         let (incoming, jumps) = (FxHashSet::default(), Vec::new());
         let charge = region.charges().first().copied().unwrap_or(1).into();
+        let reach = region.reach();
         self.live[id as usize] = Some(Live {
             region,
             charge,
+            reach,
             block,
             at,
             entry,
@@ -377,10 +381,15 @@ impl Translations {
         let address = v.state.gpr[gpr::RIP];
         let Some(Some(target)) = self.live.get_mut(id as usize) else { return };
         let (entry, page, crosses) = (target.entry as u64, target.region.page, target.region.page2 != NONE);
+        let reach = target.reach;
         target.incoming.insert(name);
         let Some(Some(from)) = self.live.get(name.owner as usize) else { return };
         let far = crosses || from.region.page2 != NONE || from.region.page != page;
         let Some(slot) = from.slots.get(name.number as usize) else { return };
+        if !far && reach > NEAR {
+            // The page may be mapped where its branches lead out of canonical addresses.
+            return;
+        }
         slot.link(address, entry);
         self.stats.links += 1;
         if far {
@@ -589,10 +598,13 @@ impl Translations {
     }
 }
 
-/// Whether RIP is so near to where canonical addresses end that a branch could miss its #GP.
-fn near_the_hole(v: &Vcpu) -> bool {
-    let rip = v.state.gpr[gpr::RIP];
-    v.key().code64() && (0x7FFF_7FFF_FFFF..0xFFFF_8000_8000_0000).contains(&rip)
+/// Regions whose direct branches lead no farther than this need no look at where canonical addresses end, but within it.
+const NEAR: u64 = 64 << 20;
+
+/// Whether RIP is so near to where canonical addresses end that a direct branch could miss its #GP: by `reach` or less.
+fn near_the_hole(v: &Vcpu, reach: u64) -> bool {
+    let (rip, reach) = (v.state.gpr[gpr::RIP], reach.max(NEAR));
+    v.key().code64() && ((1 << 47) - reach..0xFFFF_8000_0000_0000 + reach).contains(&rip)
 }
 
 impl Translator for Translations {
@@ -608,7 +620,7 @@ impl Translator for Translations {
     }
 
     fn run(&mut self, v: &mut Vcpu, index: u32) -> bool {
-        if self.memory.is_none() || near_the_hole(v) {
+        if self.memory.is_none() || near_the_hole(v, 0) {
             return false;
         }
         let mut index = index;
@@ -623,8 +635,9 @@ impl Translator for Translations {
             } else {
                 let id = self.translation(v, index);
                 // Less would not get it past its first charge.
-                let enough = |id: u32| self.live[id as usize].as_ref().is_some_and(|l| l.charge <= v.budget);
-                let Some(id) = id.filter(|&id| enough(id)) else { break };
+                let may = |l: &Live| l.charge <= v.budget && !near_the_hole(v, l.reach);
+                let may = |id: u32| self.live[id as usize].as_ref().is_some_and(may);
+                let Some(id) = id.filter(|&id| may(id)) else { break };
                 self.link(v, id);
                 if indirect {
                     self.remember_jump(v, id);
@@ -635,7 +648,7 @@ impl Translator for Translations {
                 go_on
             };
             ran = true;
-            if !go_on || v.wants_boundary() || v.budget <= 0 || near_the_hole(v) {
+            if !go_on || v.wants_boundary() || v.budget <= 0 || near_the_hole(v, 0) {
                 break;
             }
             match v.next_block() {

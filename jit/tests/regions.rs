@@ -148,6 +148,7 @@ fn runtime() -> Runtime {
         trampoline: STUB,
         unlinked: STUB,
         run_helper: STUB,
+        run_helpers: STUB,
         run_last: STUB,
         refill: STUB,
         settle_flags: STUB,

@@ -59,7 +59,9 @@ fn arithmetic(v: &mut Vcpu, i: &Insn, op: Binary, reverse: bool, pops: u8) -> Re
         return Ok(());
     }
     let (a, b) = if reverse { (source, x.st(to)) } else { (x.st(to), source) };
-    let (value, flags) = (engine().binary)(op, a, b, x.control);
+    // DE is only added where IE and ZE are not raised now.
+    let known = if denormal { 0 } else { x.status & EXCEPTIONS };
+    let (value, flags) = (engine().basic)(op, a, b, x.control, known);
     let flags = if denormal { with_denormal(a, b, flags, x.control) } else { flags };
     if x.report(i, flags, C1) {
         x.set_st(to, value);

@@ -110,6 +110,9 @@ impl Format {
 /// condition codes. With an unmasked IE, DE or ZE the value means nothing.
 pub struct Arithmetic {
     pub binary: fn(Binary, F80, F80, u16) -> (F80, u16),
+    /// Add, Sub, Mul and Div, where exceptions that the guest's status word has already (last argument) may be reported
+    /// again.
+    pub basic: fn(Binary, F80, F80, u16, u16) -> (F80, u16),
     pub unary: fn(Unary, F80, u16) -> (F80, u16),
     pub double: fn(Double, F80, u16) -> (F80, F80, u16),
     /// C0, C2, C3 of an ordered or (last argument) unordered comparison.
@@ -120,6 +123,7 @@ pub struct Arithmetic {
 /// Our own.
 pub static SOFT: Arithmetic = Arithmetic {
     binary: soft::binary,
+    basic: |op, a, b, control, _| soft::binary(op, a, b, control),
     unary: soft::unary,
     double: soft::double,
     compare: soft::compare,
@@ -130,6 +134,7 @@ pub static SOFT: Arithmetic = Arithmetic {
 #[cfg(target_arch = "x86_64")]
 pub static HOST: Arithmetic = Arithmetic {
     binary: host::binary,
+    basic: host::basic,
     unary: host::unary,
     double: host::double,
     compare: host::compare,

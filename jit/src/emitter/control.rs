@@ -287,8 +287,10 @@ impl Emitter<'_> {
         self.asm.mov_imm(8, self.delta as u64);
     }
 
-    fn helper(&mut self, i: &Insn) {
+    /// Runs `count` instructions from the running one on by their handlers.
+    fn helpers(&mut self, i: &Insn, count: usize) {
         self.helper_arguments(i);
+        self.asm.mov_imm(9, count as u64);
         self.asm.call(self.common.helper);
         self.asm.jcc(cc::S, self.common.done);
         self.state.drop_registers();
@@ -396,6 +398,7 @@ impl Emitter<'_> {
             self.fail("an empty block");
             return false;
         };
+        let mut handled = 0;
         for (number, i) in block.insns.iter().enumerate() {
             self.number = number;
             self.leave = Leave::No;
@@ -418,8 +421,13 @@ impl Emitter<'_> {
                 }
                 return false;
             }
-            if helper {
-                self.helper(i);
+            if number < handled {
+                // With the one before.
+            } else if helper {
+                // The last one may be the dispatcher's.
+                let ahead = &self.facts[self.first_of_block[self.block]..][number + 1..last.max(number + 1)];
+                handled = number + 1 + ahead.iter().take_while(|f| f.helper).count();
+                self.helpers(i, handled - number);
             } else if let Some(shape) = shape {
                 self.vector(i, shape);
             } else {
@@ -478,7 +486,7 @@ impl Emitter<'_> {
         a.bind(c.helper);
         a.push(super::encode::RDI);
         a.push(super::encode::RDI);
-        a.mov_imm(RAX, r.run_helper as u64);
+        a.mov_imm(RAX, r.run_helpers as u64);
         a.call_reg(RAX);
         a.pop(super::encode::RDI);
         a.pop(super::encode::RDI);

@@ -393,3 +393,33 @@ fn a_jump_to_no_address() {
         assert!(faults.iter().all(|f| f.vector == 13 && (LOOP..LOOP + 0x20).contains(&f.rip)), "{faults:x?}");
     }
 }
+
+/// The #GP of a direct jump out of canonical addresses stands at the jump, where code is as near to their end as that.
+#[test]
+fn a_direct_jump_out_of_canonical_addresses() {
+    const TOP: u64 = (1 << 47) - 0x1000;
+    const TABLES: u64 = at::RAM - 0x3000;
+    let prepare = |m: &Machine| {
+        end_at_fault(m);
+        let entry =
+            |table: u64, n: u64, to: u64| assert!(m.ram.write(table + n * 8, &(to | 3).to_le_bytes()));
+        entry(at::ROOT, 255, TABLES);
+        entry(TABLES, 511, TABLES + 0x1000);
+        entry(TABLES + 0x1000, 511, TABLES + 0x2000);
+        entry(TABLES + 0x2000, 511, at::TWINS);
+        // test ecx, ecx; jne +5; jmp +70000000h; ret
+        let code = [0x85, 0xC9, 0x75, 0x05, 0xE9, 0, 0, 0, 0x70, 0xC3];
+        assert!(m.ram.write(at::TWINS + 0x100, &code));
+    };
+    let m = everywhere(100_000, &prepare, &|a| {
+        let mut head = a.create_label();
+        a.mov(ecx, 300)?;
+        a.mov(rdi, TOP + 0x100)?;
+        a.set_label(&mut head)?;
+        a.call(rdi)?;
+        a.dec(ecx)?;
+        a.jmp(head)
+    });
+    let log = logged(&m);
+    assert_eq!((log.len(), log[0].vector, log[0].rip), (1, 13, TOP + 0x104), "{log:x?}");
+}

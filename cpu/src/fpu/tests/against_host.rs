@@ -92,6 +92,17 @@ fn binary(op: Binary, conditions: u16) {
         };
         let soft = clean((SOFT.binary)(op, a, b, cw));
         let host = clean((HOST.binary)(op, a, b, cw));
+        if matches!(op, Binary::Add | Binary::Sub | Binary::Mul | Binary::Div) {
+            // Whatever flags operations before have left.
+            assert_eq!(clean((HOST.basic)(op, a, b, cw, 0)), host, "{op:?} {a:x?} {b:x?} {cw:x}");
+            let known = (a.significand & 0x3F) as u16;
+            let (value, flags) = clean((HOST.basic)(op, a, b, cw, known));
+            assert_eq!(
+                (value, flags | known),
+                (host.0, host.1 | known),
+                "{op:?} {a:x?} {b:x?} {cw:x} {known:x}"
+            );
+        }
         (soft, host, format!("{op:?} {a:x?} {b:x?} control {cw:x}"))
     });
 }
