@@ -41,6 +41,7 @@ fn runtime() -> Runtime {
         trampoline: 0,
         unlinked: stub(0),
         run_helper: stub(1),
+        run_helpers: stub(1),
         run_last: stub(2),
         refill: stub(3),
         settle_flags: stub(4),
