@@ -5,6 +5,7 @@ pub mod kernels;
 use iced_x86::IcedError;
 use iced_x86::code_asm::*;
 use trimaran_cpu::engine::EngineFactory;
+use trimaran_cpu::tlb::slot;
 use trimaran_testsuites::differential::kernel::at;
 use trimaran_testsuites::flat::Machine;
 use trimaran_testsuites::workbench::{machine, write};
@@ -20,7 +21,7 @@ pub struct Guest {
 }
 
 const SECOND: u64 = at::CODE + 0x1000;
-/// The window is mapped again at each of these distances: pages that share one entry of the TLB.
+/// The window is mapped again at each of these distances.
 const APART: u64 = 4 << 20;
 
 pub const HASH: Guest = Guest { name: "hash loop, instruction", insns: 6, units: 6, prepare: hash };
@@ -59,6 +60,14 @@ fn hash(m: &Machine) {
     });
 }
 
+/// A page of the window's `n`th copy that shares its entry of the TLB with those of the other copies.
+fn rival(n: u64) -> u64 {
+    let of_copy = |page: u64| n * APART + page * 4096;
+    let pages = at::CODE / 4096..at::DATA / 4096;
+    let same = |&page: &u64| slot(of_copy(page)) == slot(at::CODE);
+    of_copy(pages.clone().find(same).unwrap_or(pages.start))
+}
+
 /// Sixteen loads, by turns from so many pages; with an index, so that none shares a look-up.
 fn loads(m: &Machine, pages: u64) {
     for n in 0..pages {
@@ -70,7 +79,7 @@ fn loads(m: &Machine, pages: u64) {
         let mut top = a.create_label();
         a.set_label(&mut top)?;
         for n in 0..16 {
-            a.mov(rax, qword_ptr(rbx * 8 + (at::DATA + n % pages * APART)))?;
+            a.mov(rax, qword_ptr(rbx * 8 + rival(n % pages)))?;
         }
         a.jmp(top)
     });
