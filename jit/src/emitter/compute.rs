@@ -87,12 +87,28 @@ impl Emitter<'_> {
 
     /// Says that host flags are those of node `k` now.
     pub fn flags_are(&mut self, k: u16) {
-        self.host_flags = Some(k);
+        (self.host_flags, self.carry_of) = (Some(k), None);
         self.asm.clobbered = false;
     }
     /// The node that host flags are of.
     pub fn flags_of(&self) -> Option<u16> {
         self.host_flags.filter(|_| !self.asm.clobbered)
+    }
+
+    /// A shift's count without the mask that kernels apply, where the host's shift of width `w` applies the same.
+    fn unmasked(&self, count: Val, w: W) -> Val {
+        let node = |v| match self.exprs.resolve(v) {
+            Val::Node(k) => Some(self.exprs.nodes[usize::from(k)]),
+            _ => None,
+        };
+        if w < W::D {
+            return count;
+        }
+        let Some(wide) = node(count).filter(|n| matches!(n.op, Op::Zext(W::B))) else { return count };
+        match node(wide.a) {
+            Some(n) if matches!(n.op, Op::Bin(Bin::And)) && n.b == Val::Const(u64::from(w.bits()) - 1) => n.a,
+            _ => count,
+        }
     }
 
     fn compute(&mut self, k: u16) -> (Reg, u8) {
@@ -162,10 +178,15 @@ impl Emitter<'_> {
                         (d, after(zx))
                     }
                     count => {
-                        let (count, _) = self.force(count, w);
+                        // The host masks it too.
+                        let count = self.unmasked(count, w);
+                        let (count, _) = self.force(count, W::B);
                         let (d, zx) = self.copy(n.a, w);
                         self.asm.mov(W::D, RCX, count);
                         self.asm.shift_cl(sh, w, d);
+                        // Unless the count was 0; so nobody else may take these for flags of the result.
+                        (self.host_flags, self.asm.clobbered) = (None, false);
+                        self.carry_of = Some(k);
                         (d, after(zx))
                     }
                 }

@@ -227,16 +227,27 @@ impl Emitter<'_> {
 
     /// A shift by a variable count: flags change unless it is 0.
     fn perhaps_shift(&mut self, kind: u8, w: W, r: Val, cf: Bit, none: Bit) {
-        self.force(r, w);
-        let cf = self.bit_register(cf);
-        self.asm.movzx(W::B, cf, cf);
+        let (result, _) = self.force(r, w);
+        let cf = match r {
+            // The host's carry is the last bit out wherever the count is not 0.
+            Val::Node(k) if w >= W::D && self.carry_of == Some(k) && !self.asm.clobbered => {
+                let h = self.alloc();
+                if self.asm.clobbered {
+                    self.bit_register(cf)
+                } else {
+                    self.asm.setcc(cc::B, h);
+                    h
+                }
+            }
+            _ => self.bit_register(cf),
+        };
         self.write_flags();
         let code = self.test_bit(none);
         let skip = self.labels.make();
         self.asm.jcc(code, skip);
         self.asm.store(W::B, field(offset::PENDING_BIT), cf);
         self.asm.store_imm(W::W, field(offset::PENDING_KIND), i32::from(kind) | i32::from(w.bytes()) << 8);
-        self.store_clean(w, offset::PENDING_R, r);
+        self.asm.store(W::Q, field(offset::PENDING_R), result);
         self.asm.bind(skip);
         self.set_flags(FlagState::UNKNOWN);
     }

@@ -127,6 +127,8 @@ pub struct Emitter<'a> {
     pub pins: u16,
     /// The node that host flags are of, if nothing changed them since.
     pub host_flags: Option<u16>,
+    /// The shift by a variable count that the host's carry is of, as long as flags are not clobbered.
+    pub carry_of: Option<u16>,
     pub snapshots: Vec<Snapshot>,
     pub flags_snapshots: Vec<FlagsSnapshot>,
     /// Whether the last of `flags_snapshots` is right.
@@ -205,6 +207,7 @@ impl<'a> Emitter<'a> {
             busy: 0,
             pins: 0,
             host_flags: None,
+            carry_of: None,
             snapshots: Vec::with_capacity(insns),
             flags_snapshots: Vec::with_capacity(insns),
             flags_known: false,
@@ -484,6 +487,7 @@ impl<'a> Emitter<'a> {
     /// Between two instructions: temporaries die, what the flags need stays.
     pub fn instruction_ends(&mut self) {
         self.busy = 0;
+        self.carry_of = None;
         let mut pins = self.state.flags.pins(&self.exprs);
         if self.frugal || (pins & !self.state.cached).count_ones() > 4 {
             self.pins = pins;
