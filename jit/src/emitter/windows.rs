@@ -156,7 +156,8 @@ impl Emitter<'_> {
         let mut disp =
             if whole == 8 { i64::from(i32::try_from(i.disp as i64).ok()?) } else { i.disp as i32 as i64 };
         if usize::from(i.base) == gpr::RIP {
-            disp += delta + i64::from(i.len);
+            // Near its limits the sum is no displacement any more.
+            disp = i64::from(i32::try_from(disp + delta + i64::from(i.len)).ok()?);
         }
         let scale = if usize::from(i.index) == gpr::ZERO { 0 } else { i.scale };
         Some(Reach { base: Base { base: i.base, index: i.index, scale }, disp, size: size.into(), write })
