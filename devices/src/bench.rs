@@ -27,6 +27,9 @@ impl<C: Chip> Bench<C> {
     pub fn write(&mut self, window: u8, offset: u64, size: u8, value: u64) {
         self.with(|chip, cx| chip.write(cx, window, offset, size, value));
     }
+    pub fn reset(&mut self) {
+        self.with(C::reset);
+    }
     pub fn input(&mut self, pin: u8, level: bool) {
         self.with(|chip, cx| chip.input(cx, pin, level));
     }

@@ -24,6 +24,7 @@ pub mod pit;
 mod ports;
 pub mod ps2;
 pub mod rtc;
+pub mod testdev;
 #[cfg(test)]
 mod testing;
 pub mod uart;

@@ -28,6 +28,7 @@ use trimaran_devices::piix3::Piix3;
 use trimaran_devices::piix4_pm::Piix4Pm;
 use trimaran_devices::pit::Pit;
 use trimaran_devices::rtc::Rtc;
+use trimaran_devices::testdev::TestDevice;
 use trimaran_devices::uart::Uart;
 use trimaran_devices::vga::Vga;
 
@@ -107,6 +108,7 @@ fn every_chip() -> Vec<Entry> {
         || Box::new(Vga::new(Arc::new(VideoRam(Mutex::new(vec![0; 0x8_0000]))))),
         || Box::new(DebugConsole::new()),
         || Box::new(DebugExit::new()),
+        || Box::new(TestDevice::new()),
     ];
     builders.iter().map(|&build| Entry { chip: build(), build }).collect()
 }

@@ -8,6 +8,7 @@ use std::ffi::OsString;
 use std::path::PathBuf;
 use trimaran_cpu::model::Model;
 use trimaran_machine::firmware::BootDevice;
+use trimaran_machine::port_log::Format;
 
 const EXAMPLES: &str = "\
 Examples:
@@ -27,6 +28,7 @@ Exit status:
   0  the guest powered off      4  --timeout ran out
   2  wrong usage                6  triple fault, with --no-reboot
   8  any other error           10  lockstep found a difference
+                               12  all processors halted, with --exit-on-halt
                                odd: the guest wrote to the --debug-exit port: (value << 1) | 1";
 
 /// A PC emulator: boots unmodified operating systems on an emulated x86 PC.
@@ -126,6 +128,14 @@ pub struct Options {
     /// Port at which a guest ends the program with a status of its own, such as 0xf4
     #[arg(long, value_name = "PORT", value_parser = parse_port, help_heading = "Screen and ports")]
     pub debug_exit: Option<u16>,
+    /// What QEMU's pc-testdev offers test kernels: echo ports 0xE0 and 0xE8, page flush 0xE4, interrupt lines from 0x2000,
+    /// memory at 0xFF000000; and --debug-exit 0xf4 if none is given
+    #[arg(long, help_heading = "Screen and ports")]
+    pub testdev: bool,
+    /// Write down what the guest writes to an I/O port, such as POST codes: a line a write, in hexadecimal; with
+    /// text: before WHERE the bytes as they are; WHERE is a file or stdio (up to 16 times)
+    #[arg(long = "port-log", value_name = "PORT=WHERE", value_parser = parse_port_log, help_heading = "Screen and ports")]
+    pub port_logs: Vec<PortLog>,
     /// Monitor that inspects and controls the machine: stdio or unix:PATH
     #[arg(long, value_name = "WHERE", value_parser = parse_monitor, help_heading = "Screen and ports")]
     pub monitor: Option<Endpoint>,
@@ -133,6 +143,9 @@ pub struct Options {
     /// End instead of starting again when the guest resets
     #[arg(long, help_heading = "Run")]
     pub no_reboot: bool,
+    /// End with status 12 when all processors have halted with interrupts disabled, as test ROMs do at their end
+    #[arg(long, help_heading = "Run")]
+    pub exit_on_halt: bool,
     /// End after this time, with status 4
     #[arg(long, value_name = "SECONDS", value_parser = parse_seconds, help_heading = "Run")]
     pub timeout: Option<f64>,
@@ -184,6 +197,15 @@ pub enum Display {
     Window,
     Terminal,
     None,
+}
+
+/// A port whose writes are written down.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PortLog {
+    pub port: u16,
+    pub format: Format,
+    /// Stdio or a file.
+    pub to: Endpoint,
 }
 
 /// Where bytes go to and come from.
@@ -356,6 +378,17 @@ pub fn parse_port(text: &str) -> Result<u16, String> {
     port.map_err(|_| "give a port from 0 to 0xffff, such as 0xf4".into())
 }
 
+fn parse_port_log(text: &str) -> Result<PortLog, String> {
+    let (port, place) =
+        text.split_once('=').filter(|(_, place)| !place.is_empty()).ok_or("give PORT=FILE or PORT=stdio")?;
+    let (format, place) = match place.strip_prefix("text:") {
+        Some(place) => (Format::Text, place),
+        None => (Format::Hex, place),
+    };
+    let to = if place == "stdio" { Endpoint::Stdio } else { Endpoint::File(place.into()) };
+    Ok(PortLog { port: parse_port(port)?, format, to })
+}
+
 fn parse_seconds(text: &str) -> Result<f64, String> {
     const LONGEST: f64 = 1e9;
     let seconds: Option<f64> = text.parse().ok();
@@ -400,6 +433,11 @@ mod tests {
         assert!(parse_debugcon("unix:a").is_err() && parse_monitor("file:a").is_err());
         assert_eq!(parse_boot("dc"), Ok(BootOrder(vec![BootDevice::CdRom, BootDevice::Disk])));
         assert!(parse_boot("cc").is_err() && parse_boot("x").is_err() && parse_boot("").is_err());
+        let log = PortLog { port: 0x80, format: Format::Hex, to: Endpoint::File("post.txt".into()) };
+        assert_eq!(parse_port_log("0x80=post.txt"), Ok(log));
+        let text = PortLog { port: 0x3BC, format: Format::Text, to: Endpoint::Stdio };
+        assert_eq!(parse_port_log("0x3bc=text:stdio"), Ok(text));
+        assert!(["0x80", "0x80=", "=x", "65536=x"].iter().all(|text| parse_port_log(text).is_err()));
         assert_eq!((parse_port("0xf4"), parse_port("244")), (Ok(0xF4), Ok(0xF4)));
     }
 }

@@ -33,6 +33,8 @@ pub mod status {
     pub const ERROR: i32 = 8;
     /// `lockstep` found engines that do not do the same.
     pub const DIFFERENT: i32 = 10;
+    /// All processors have halted, and `--exit-on-halt` was given.
+    pub const HALTED: i32 = 12;
 }
 
 /// Why the program ends without having run a guest to its end.

@@ -13,12 +13,15 @@ use trimaran_devices::block::Medium;
 use trimaran_machine::boot::{DirectBoot, Module};
 use trimaran_machine::firmware::{self, BootDevice};
 use trimaran_machine::media::{Changes, RawImage, Scratch};
+use trimaran_machine::port_log::{MAX_PORTS, PortCount};
 use trimaran_machine::{Console, IdeDrive, Machine, MachineConfig, Outcome, builtin};
 
 /// Drives A and B, and four places on the IDE channels.
 const FLOPPIES: usize = 2;
 const IDE_PLACES: usize = 4;
 const SERIAL_PORTS: usize = 4;
+/// Where test kernels that know the test device look for isa-debug-exit.
+const TESTDEV_EXIT: u16 = 0xF4;
 
 pub fn run(options: &Options) -> Result<i32, Failure> {
     let display = choose_display(options)?;
@@ -63,7 +66,9 @@ pub fn configure(
         model: Arc::new(options.cpu.clone()),
         deterministic: options.deterministic,
         no_reboot: options.no_reboot,
-        debug_exit: options.debug_exit,
+        exit_on_halt: options.exit_on_halt,
+        debug_exit: options.debug_exit.or(options.testdev.then_some(TESTDEV_EXIT)),
+        test_device: options.testdev,
         ..MachineConfig::default()
     };
     if !options.deterministic {
@@ -94,10 +99,15 @@ fn finish(options: &Options, session: Arc<Session>, deadline: Option<Instant>) -
     }
     let stats = options.stats.then(|| stats::describe(&session.machine.stats()));
     let failure = session.machine.engine_failure();
+    let ports = session.machine.port_counts();
     // Ends the machine's threads; the consoles write what is under way.
     drop(session);
     stdout().flush()?;
     crate::terminal_mode::restore();
+    for PortCount { port, writes, last } in ports {
+        let last = if writes == 0 { String::new() } else { format!(", the last {last:#x}") };
+        eprintln!("trimaran: port {port:#x}: {writes} writes{last}");
+    }
     if let Some(stats) = stats {
         eprint!("{stats}");
     }
@@ -106,6 +116,10 @@ fn finish(options: &Options, session: Arc<Session>, deadline: Option<Instant>) -
         Some(Outcome::TripleFault) => {
             eprintln!("trimaran: the guest met a triple fault");
             status::TRIPLE_FAULT
+        }
+        Some(Outcome::Halted) => {
+            eprintln!("trimaran: all processors have halted with interrupts disabled");
+            status::HALTED
         }
         Some(Outcome::EngineFailed) => {
             eprintln!("trimaran: {}", failure.unwrap_or_else(|| "the engine cannot go on".into()));
@@ -163,7 +177,7 @@ fn check_memory(bytes: u64) -> Result<(), Failure> {
 
 fn uses_stdio(options: &Options) -> bool {
     let consoles = options.serial.iter().chain(&options.debugcon).chain(&options.monitor);
-    consoles.into_iter().any(|endpoint| *endpoint == Endpoint::Stdio)
+    consoles.chain(options.port_logs.iter().map(|log| &log.to)).any(|endpoint| *endpoint == Endpoint::Stdio)
 }
 
 /// Stdin has one reader, and a text screen fills the terminal.
@@ -240,6 +254,7 @@ fn choose_guest(options: &Options, config: &mut MachineConfig, engine: &str) -> 
         });
         config.direct = Some(DirectBoot {
             kernel: read(kernel)?,
+            kernel_name: kernel.to_string_lossy().into_owned(),
             initrd: options.initrd.as_deref().map(read).transpose()?,
             modules: modules.collect::<anyhow::Result<_>>()?,
             append: options.append.clone(),
@@ -315,5 +330,18 @@ fn open_ports(
         }
         None => {}
     }
+    open_port_logs(options, config)?;
     Ok(inputs)
+}
+
+fn open_port_logs(options: &Options, config: &mut MachineConfig) -> Result<(), Failure> {
+    if options.port_logs.len() > MAX_PORTS {
+        return Err(Failure::Usage(format!("{MAX_PORTS} ports can be logged")));
+    }
+    for (number, log) in (0u8..).zip(&options.port_logs) {
+        config.port_logs.push((log.port, log.format));
+        let (sink, _) = serial::open(&log.to)?;
+        config.sinks.extend(sink.map(|sink| (Console::Port(number), sink)));
+    }
+    Ok(())
 }

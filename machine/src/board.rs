@@ -11,7 +11,8 @@ use crate::consoles::Consoles;
 use crate::control::{Control, Request};
 use crate::memory::{Blocks, PAGE};
 use crate::memory_map::{Decoding, MemoryMap};
-use crate::ports::PortMap;
+use crate::port_log::{Format, PortLogs};
+use crate::ports::{Diagnostics, PortMap};
 use crate::random::Random;
 use crate::timers::Timers;
 use crate::triggers::{SwitchAt, Triggers};
@@ -32,7 +33,8 @@ pub struct BoardConfig {
     pub deterministic: bool,
     /// Of the processors' model.
     pub tsc_khz: u32,
-    pub debug_exit: Option<u16>,
+    pub diagnostics: Diagnostics,
+    pub port_logs: Vec<(u16, Format)>,
     /// The ROM's image; empty without firmware.
     pub firmware: Vec<u8>,
     pub consoles: Consoles,
@@ -52,6 +54,7 @@ pub struct Board {
     pub config_address: Mutex<ConfigAddress>,
     pub random: Mutex<Random>,
     pub triggers: Triggers,
+    pub port_logs: PortLogs,
     /// Which vCPUs are in system management mode.
     pub smm: Box<[AtomicBool]>,
     /// HPET timers 0 and 1 stand in for the 8254 and the RTC.
@@ -78,7 +81,7 @@ impl Board {
         let board = Arc::new(Board {
             chips: Chips::new(fitting),
             memory: MemoryMap::new(ram, blocks),
-            ports: PortMap::new(config.debug_exit),
+            ports: PortMap::new(config.diagnostics),
             clock: Clock::new(config.deterministic, &fence),
             timers: Timers::new(config.deterministic),
             control: Control::new(fence.clone(), config.deterministic),
@@ -87,6 +90,7 @@ impl Board {
             config_address: Mutex::default(),
             random: Mutex::new(Random::new(config.deterministic)),
             triggers: Triggers::new(config.switches),
+            port_logs: PortLogs::new(&config.port_logs),
             smm: (0..config.cpus).map(|_| AtomicBool::new(false)).collect(),
             legacy_route: AtomicBool::new(false),
             tsc_khz: config.tsc_khz,

@@ -169,6 +169,7 @@ impl Bus for Board {
 
     fn port_write(&self, _cpu: usize, port: u16, size: u8, value: u32) {
         self.port_trigger(port, size);
+        self.log_port(port, size, value);
         self.write_port(port, size, value);
     }
 

@@ -21,6 +21,7 @@ use trimaran_devices::piix3::Piix3;
 use trimaran_devices::piix4_pm::Piix4Pm;
 use trimaran_devices::pit::Pit;
 use trimaran_devices::rtc::Rtc;
+use trimaran_devices::testdev::TestDevice;
 use trimaran_devices::uart::Uart;
 use trimaran_devices::vga::Vga;
 
@@ -51,6 +52,7 @@ pub enum ChipId {
     DebugConsole,
     FirmwareConsole,
     DebugExit,
+    TestDevice,
     Lapic(usize),
 }
 
@@ -76,6 +78,7 @@ impl fmt::Display for ChipId {
             ChipId::DebugConsole => "debugcon",
             ChipId::FirmwareConsole => "firmwarecon",
             ChipId::DebugExit => "debugexit",
+            ChipId::TestDevice => "testdev",
             ChipId::Lapic(n) => return write!(f, "lapic{n}"),
         };
         f.write_str(name)
@@ -165,6 +168,7 @@ pub struct Chips {
     pub debug_console: Slot<DebugConsole>,
     pub firmware_console: Slot<DebugConsole>,
     pub debug_exit: Slot<DebugExit>,
+    pub test_device: Slot<TestDevice>,
     pub lapics: Box<[Slot<Lapic>]>,
 }
 
@@ -193,13 +197,14 @@ impl Chips {
             debug_console: Slot::new(ChipId::DebugConsole, DebugConsole::new()),
             firmware_console: Slot::new(ChipId::FirmwareConsole, DebugConsole::new()),
             debug_exit: Slot::new(ChipId::DebugExit, DebugExit::new()),
+            test_device: Slot::new(ChipId::TestDevice, TestDevice::new()),
             lapics: (0..fitting.cpus).map(lapic).collect(),
         }
     }
 
     /// Every chip, always in the same order.
     pub fn all(&self) -> impl Iterator<Item = &dyn AnySlot> {
-        let single: [&dyn AnySlot; 18] = [
+        let single: [&dyn AnySlot; 19] = [
             &self.host_bridge,
             &self.isa_bridge,
             &self.ide,
@@ -218,6 +223,7 @@ impl Chips {
             &self.debug_console,
             &self.firmware_console,
             &self.debug_exit,
+            &self.test_device,
         ];
         let many = self.com.iter().map(|slot| slot as &dyn AnySlot);
         single.into_iter().chain(many).chain(self.lapics.iter().map(|slot| slot as &dyn AnySlot))
@@ -245,6 +251,7 @@ impl Chips {
             ChipId::DebugConsole => &self.debug_console,
             ChipId::FirmwareConsole => &self.firmware_console,
             ChipId::DebugExit => &self.debug_exit,
+            ChipId::TestDevice => &self.test_device,
             ChipId::Lapic(n) => &self.lapics[n.min(self.lapics.len() - 1)],
         }
     }

@@ -4,6 +4,7 @@ use crate::boot::{BootError, DirectBoot};
 use crate::consoles::{Console, Sink};
 use crate::firmware::BootDevice;
 use crate::media::MediaError;
+use crate::port_log::Format;
 use crate::switch::OnSwitch;
 use crate::tables::TableError;
 use crate::triggers::SwitchAt;
@@ -41,8 +42,14 @@ pub struct MachineConfig {
     pub epoch: i64,
     /// End instead of starting again when the guest resets.
     pub no_reboot: bool,
+    /// End when all processors have halted with interrupts disabled.
+    pub exit_on_halt: bool,
     /// First port of isa-debug-exit.
     pub debug_exit: Option<u16>,
+    /// The board has [`trimaran_devices::testdev`]'s device.
+    pub test_device: bool,
+    /// I/O ports whose writes are written down, see [`crate::port_log`]; [`Console::Port`] is the number in this list.
+    pub port_logs: Vec<(u16, Format)>,
     pub sinks: Vec<(Console, Sink)>,
     /// Changes of the engine that the guest sets off.
     pub switches: Vec<SwitchAt>,
@@ -66,7 +73,10 @@ impl Default for MachineConfig {
             // 1 January 2024, for machines that must not depend on the host's date.
             epoch: 1_704_067_200,
             no_reboot: false,
+            exit_on_halt: false,
             debug_exit: None,
+            test_device: false,
+            port_logs: Vec::new(),
             sinks: Vec::new(),
             switches: Vec::new(),
             on_switch: None,

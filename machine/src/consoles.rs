@@ -21,6 +21,8 @@ pub enum Console {
     Debug,
     /// Port 0x402, the firmware's log.
     Firmware,
+    /// What is written to a logged port, as text: its number in [`crate::MachineConfig::port_logs`].
+    Port(u8),
 }
 
 /// Where a console's bytes go.

@@ -16,6 +16,8 @@ pub enum Request {
     TripleFault,
     /// A processor's engine cannot go on.
     EngineFailed,
+    /// All processors have halted with interrupts disabled.
+    AllHalted,
     /// Triggers have fired: see [`crate::triggers`].
     Switch,
 }
@@ -29,6 +31,8 @@ pub enum Outcome {
     TripleFault,
     /// The engine could not go on: [`crate::Machine::engine_failure`] says why.
     EngineFailed,
+    /// All processors have halted with interrupts disabled, in a machine that ends then.
+    Halted,
     /// The guest asked for a reset, of a machine that ends instead.
     Reset,
     /// The host asked for the end.

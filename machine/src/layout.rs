@@ -47,6 +47,14 @@ pub const FW_CFG_SELECTOR: u16 = 0x510;
 pub const FW_CFG_DATA: u16 = 0x511;
 pub const FW_CFG_DMA: u16 = 0x514;
 
+/// The test device, as QEMU's PC has it: echo ports, page flush, echo ports again, interrupt lines, and memory.
+pub const TEST_ECHO: u16 = 0xE0;
+pub const TEST_FLUSH: u16 = 0xE4;
+pub const TEST_ECHO_BYTES: u16 = 0xE8;
+pub const TEST_LINES: u16 = 0x2000;
+pub const TEST_MEMORY: u64 = 0xFF00_0000;
+pub const TEST_MEMORY_SIZE: u64 = 0x1_0000;
+
 pub const PCI_CONFIG_ADDRESS: u16 = 0xCF8;
 pub const PIC_ELCR: u16 = 0x4D0;
 pub const KEYBOARD_DATA: u16 = 0x60;

@@ -19,6 +19,7 @@ pub mod media;
 mod memory;
 mod memory_map;
 pub mod monitor;
+pub mod port_log;
 mod ports;
 mod random;
 mod snapshot;

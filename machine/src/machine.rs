@@ -7,6 +7,8 @@ use crate::consoles::Consoles;
 use crate::control::Outcome;
 use crate::firmware::{self, Setup};
 use crate::memory::{self, Blocks, VideoMemory};
+use crate::port_log::PortCount;
+use crate::ports::Diagnostics;
 use crate::supervisor::Core;
 use crate::tables::{Hardware, MAX_CPUS};
 use crate::vcpus::Vcpus;
@@ -77,7 +79,7 @@ impl Machine {
     pub fn new(config: MachineConfig, factory: &Arc<dyn EngineFactory>) -> Result<Machine, MachineError> {
         check(&config)?;
         let firmware = config.firmware.unwrap_or_default();
-        let blocks = Blocks::new(config.memory, firmware.len());
+        let blocks = Blocks::new(config.memory, firmware.len(), config.test_device);
         let ram = memory::map(&blocks)
             .map_err(|error| MachineError::HostMemory { megabytes: config.memory >> 20, error })?;
         let hardware = Hardware {
@@ -122,7 +124,8 @@ impl Machine {
             cpus: config.cpus,
             deterministic: config.deterministic,
             tsc_khz: config.model.tsc_khz,
-            debug_exit: config.debug_exit,
+            diagnostics: Diagnostics { debug_exit: config.debug_exit, test_device: config.test_device },
+            port_logs: config.port_logs,
             firmware,
             consoles: Consoles::new(config.sinks)?,
             switches: config.switches,
@@ -132,7 +135,7 @@ impl Machine {
         let setup = Setup { memory: blocks.layout, cpus: hardware.cpus, floppies, disks, boot_order };
         firmware::fill_cmos(&mut board.chips.rtc.lock(), &setup);
 
-        let vcpus = Arc::new(Vcpus::new(&board, factory, &config.model));
+        let vcpus = Arc::new(Vcpus::new(&board, factory, &config.model, config.exit_on_halt));
         let core = Arc::new(Core {
             board,
             vcpus,
@@ -328,6 +331,11 @@ impl Machine {
             counters: self.core.vcpus.counters(engines),
             translator: engines.iter().map(|engine| engine.describe_translator()).collect(),
         })
+    }
+
+    /// What logged ports have got, in the order of the configuration.
+    pub fn port_counts(&self) -> Vec<PortCount> {
+        self.core.board.port_logs.counts()
     }
 
     /// The tone of the speaker, in hertz.

@@ -3,7 +3,7 @@
 #![allow(unsafe_code)]
 
 use crate::boot::{BootError, GuestMemory};
-use crate::layout::{HIGH_RAM, MemoryLayout};
+use crate::layout::{HIGH_RAM, MemoryLayout, TEST_MEMORY_SIZE};
 use std::sync::Arc;
 use trimaran_cpu::ram::Ram;
 use trimaran_devices::chip::SharedBytes;
@@ -24,21 +24,29 @@ pub struct Blocks {
     pub video: u64,
     pub rom: u64,
     pub rom_len: u64,
+    /// The test device's memory; empty without one.
+    pub test_len: u64,
 }
 
 impl Blocks {
-    pub fn new(ram_bytes: u64, firmware: usize) -> Self {
+    pub fn new(ram_bytes: u64, firmware: usize, test_device: bool) -> Self {
         let rom_len = (firmware as u64).next_multiple_of(ROM_UNIT);
         Blocks {
             layout: MemoryLayout { ram_bytes },
             video: ram_bytes,
             rom: ram_bytes.saturating_add(VIDEO_MEMORY),
             rom_len,
+            test_len: if test_device { TEST_MEMORY_SIZE } else { 0 },
         }
     }
 
-    pub fn total(&self) -> u64 {
+    /// Where the test device's memory begins.
+    pub fn test(&self) -> u64 {
         self.rom.saturating_add(self.rom_len)
+    }
+
+    pub fn total(&self) -> u64 {
+        self.test().saturating_add(self.test_len)
     }
 
     /// Offset of a physical address of main memory with `len` bytes behind it.
@@ -119,7 +127,7 @@ mod tests {
 
     #[test]
     fn main_memory_has_a_hole() {
-        let blocks = Blocks::new(5 << 30, 0x4_1000);
+        let blocks = Blocks::new(5 << 30, 0x4_1000, false);
         assert_eq!(blocks.main(0xBFFF_FFFF, 1), Some(0xBFFF_FFFF));
         assert_eq!(blocks.main(0xBFFF_FFFF, 2), None);
         assert_eq!(blocks.main(1 << 32, 1), Some(0xC000_0000));

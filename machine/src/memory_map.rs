@@ -4,7 +4,7 @@
 //! the list of ranges as it is then.
 
 use crate::chips::ChipId;
-use crate::layout::{CHIP_WINDOW, HIGH_RAM, HPET, IOAPIC, ONE_MIB, VIDEO_RAM};
+use crate::layout::{CHIP_WINDOW, HIGH_RAM, HPET, IOAPIC, ONE_MIB, TEST_MEMORY, VIDEO_RAM};
 use crate::memory::{Blocks, VIDEO_MEMORY};
 use std::sync::{Arc, PoisonError, RwLock};
 use trimaran_cpu::bus::{MemoryRange, Page};
@@ -157,6 +157,7 @@ impl MemoryMap {
         }
         let rom = Target::Ram { delta: self.rom(FOUR_GIB), writable: false };
         map.paint(FOUR_GIB - blocks.rom_len, blocks.rom_len, rom);
+        map.paint(TEST_MEMORY, blocks.test_len, main(blocks.test().wrapping_sub(TEST_MEMORY)));
         let mut chip = |id, window, base: u32| {
             let base = u64::from(base);
             map.paint(base, u64::from(CHIP_WINDOW), Target::Chip { id, window, base });
@@ -284,7 +285,7 @@ mod tests {
     use trimaran_devices::i440fx::I440Fx;
 
     fn map(pam: Pam, smram: Smram) -> MemoryMap {
-        let blocks = Blocks::new(16 << 20, 0x4_0000);
+        let blocks = Blocks::new(16 << 20, 0x4_0000, true);
         let map = MemoryMap::new(Arc::new(Ram::anonymous(blocks.total())), blocks);
         let pam = I440Fx::pam_areas().map(|(base, size)| (base, size, pam)).collect();
         map.rebuild(&Decoding { pam, smram, lapic: Some(0xFEE0_0000), bars: Vec::new(), hpet: true });
@@ -329,7 +330,12 @@ mod tests {
         let begins = ranges.iter().map(|r| (r.start, r.len, r.writable)).collect::<Vec<_>>();
         assert_eq!(
             begins,
-            [(0, 0xA_0000, true), (0xC_0000, 0xF4_0000, true), (0xFFFC_0000, 0x4_0000, false)]
+            [
+                (0, 0xA_0000, true),
+                (0xC_0000, 0xF4_0000, true),
+                (TEST_MEMORY, 0x1_0000, true),
+                (0xFFFC_0000, 0x4_0000, false)
+            ]
         );
         for page in (0..FOUR_GIB).step_by(0x1000) {
             let range = ranges.iter().find(|r| (r.start..r.start + r.len).contains(&page));

@@ -5,7 +5,8 @@ use crate::layout::*;
 use std::sync::{PoisonError, RwLock};
 use trimaran_devices::pci::{BarKind, Region};
 use trimaran_devices::{
-    debug_port, dma8237, floppy, fw_cfg, i8042, ide, parallel, pic, piix3, piix4_pm, pit, rtc, uart, vga,
+    debug_port, dma8237, floppy, fw_cfg, i8042, ide, parallel, pic, piix3, piix4_pm, pit, rtc, testdev, uart,
+    vga,
 };
 
 /// Debug consoles: Bochs's port, and the firmware's.
@@ -58,6 +59,38 @@ const FIXED: &[(u16, u16, ChipId, u8)] = &[
     (GPE0, 4, ChipId::PowerManagement, piix4_pm::GPE0),
 ];
 
+/// Ports of the test device; they hide fixed ranges.
+const TEST_DEVICE: [(u16, u16, u8); 4] = [
+    (TEST_ECHO, 4, testdev::ECHO),
+    (TEST_FLUSH, 4, testdev::FLUSH),
+    (TEST_ECHO_BYTES, 4, testdev::ECHO),
+    (TEST_LINES, testdev::LINE_COUNT as u16, testdev::LINES),
+];
+
+/// Ports that are there if a machine's owner wants them.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Diagnostics {
+    /// First port of isa-debug-exit.
+    pub debug_exit: Option<u16>,
+    pub test_device: bool,
+}
+
+impl Diagnostics {
+    fn ranges(&self) -> Vec<PortRange> {
+        let range = |first: u16, count: u16, id, window| PortRange {
+            first,
+            last: first.saturating_add(count - 1),
+            id,
+            window,
+        };
+        let exit = self.debug_exit.map(|port| range(port, 4, ChipId::DebugExit, debug_port::PORT));
+        let test = TEST_DEVICE.iter().filter(|_| self.test_device);
+        exit.into_iter()
+            .chain(test.map(|&(first, count, window)| range(first, count, ChipId::TestDevice, window)))
+            .collect()
+    }
+}
+
 struct Table {
     /// Index into `ranges` plus 1; 0: nothing.
     index: Box<[u8]>,
@@ -67,30 +100,26 @@ struct Table {
 /// See the head of this file.
 pub struct PortMap {
     table: RwLock<Table>,
-    debug_exit: Option<u16>,
+    diagnostics: Diagnostics,
 }
 
 impl PortMap {
-    pub fn new(debug_exit: Option<u16>) -> Self {
+    pub fn new(diagnostics: Diagnostics) -> Self {
         let table = Table { index: vec![0; 0x1_0000].into(), ranges: Vec::new() };
-        let map = PortMap { table: RwLock::new(table), debug_exit };
+        let map = PortMap { table: RwLock::new(table), diagnostics };
         map.rebuild(None, None, &[]);
         map
     }
 
     /// Lays the ports of PCI functions over the fixed ones.
     pub fn rebuild(&self, pm_base: Option<u16>, smbus_base: Option<u16>, bars: &[(ChipId, Region)]) {
-        let mut ranges = Vec::with_capacity(FIXED.len() + 8);
+        // What stands first wins.
+        let mut ranges = self.diagnostics.ranges();
         let mut add = |first: u16, count: u16, id, window| {
             let last = first.saturating_add(count - 1);
             ranges.push(PortRange { first, last, id, window });
         };
-        let fixed =
-            FIXED.iter().filter(|f| self.debug_exit.is_none_or(|port| port < f.0 || port >= f.0 + f.1));
-        fixed.for_each(|&(first, count, id, window)| add(first, count, id, window));
-        if let Some(port) = self.debug_exit {
-            add(port, 4, ChipId::DebugExit, debug_port::PORT);
-        }
+        FIXED.iter().for_each(|&(first, count, id, window)| add(first, count, id, window));
         if let Some(base) = pm_base {
             add(base, 64, ChipId::PowerManagement, piix4_pm::PM);
         }
@@ -104,7 +133,6 @@ impl PortMap {
         }
         ranges.truncate(usize::from(u8::MAX));
         let mut index = vec![0; 0x1_0000];
-        // Fixed ranges win over those that the guest placed.
         for (n, range) in ranges.iter().enumerate() {
             for slot in &mut index[usize::from(range.first)..=usize::from(range.last)] {
                 if *slot == 0 {
@@ -139,12 +167,16 @@ mod tests {
 
     #[test]
     fn every_fixed_range_is_found() {
-        let map = PortMap::new(None);
+        let map = PortMap::new(Diagnostics::default());
         for &(first, count, id, window) in FIXED {
             let found = map.find(first + count - 1);
             assert_eq!(found, Some(PortRange { first, last: first + count - 1, id, window }));
         }
         assert_eq!(map.find(0x501), None);
-        assert_eq!(PortMap::new(Some(0x501)).find(0x501).map(|r| r.id), Some(ChipId::DebugExit));
+        let map = PortMap::new(Diagnostics { debug_exit: Some(0x501), test_device: true });
+        let ids = [0x501, TEST_ECHO + 3, BOCHS_DEBUG, TEST_LINES + 23, TEST_LINES + 24, 0xDF]
+            .map(|port| map.find(port).map(|r| r.id));
+        let test = Some(ChipId::TestDevice);
+        assert_eq!(ids, [Some(ChipId::DebugExit), test, test, test, None, Some(ChipId::Dma)]);
     }
 }

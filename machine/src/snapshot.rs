@@ -20,7 +20,7 @@ use trimaran_devices::pci_config::ConfigAddress;
 use trimaran_devices::ps2::key::Key;
 
 const MAGIC: &[u8; 8] = b"TRIMARAN";
-const VERSION: u32 = 2;
+const VERSION: u32 = 3;
 const HEADER: usize = 8 + 4 + 32;
 /// Ends the list of pages.
 const LAST: u32 = u32::MAX;
@@ -41,6 +41,8 @@ struct SavedCpu {
 struct Saved {
     memory_bytes: u64,
     rom_bytes: u64,
+    /// Of the test device's memory.
+    test_bytes: u64,
     model: String,
     clock: u64,
     turn: Turn,
@@ -156,6 +158,7 @@ impl Machine {
         Saved {
             memory_bytes: board.memory.blocks().layout.ram_bytes,
             rom_bytes: board.memory.blocks().rom_len,
+            test_bytes: board.memory.blocks().test_len,
             model: self.core.model.name.into(),
             clock: board.clock.now(),
             turn: *locked(&self.core.vcpus.turn),
@@ -175,6 +178,9 @@ impl Machine {
         let mismatch = |what: &str| Err(MachineError::Mismatch(format!("{what} differs")));
         if saved.memory_bytes != blocks.layout.ram_bytes || saved.rom_bytes != blocks.rom_len {
             return mismatch("the size of memory or firmware");
+        }
+        if saved.test_bytes != blocks.test_len {
+            return mismatch("the test device");
         }
         if saved.cpus.len() != self.core.board.chips.lapics.len() {
             return mismatch("the number of processors");

@@ -112,6 +112,7 @@ impl Core {
             Request::PowerOff => Some(Outcome::PoweredOff),
             Request::Exit(status) => Some(Outcome::DebugExit(*status)),
             Request::EngineFailed => Some(Outcome::EngineFailed),
+            Request::AllHalted => Some(Outcome::Halted),
             Request::TripleFault if self.no_reboot => Some(Outcome::TripleFault),
             Request::Reset if self.no_reboot => Some(Outcome::Reset),
             _ => None,

@@ -5,7 +5,7 @@ use crate::chips::{NEVER, locked};
 use crate::control::Request;
 use serde::{Deserialize, Serialize};
 use std::io;
-use std::sync::atomic::{AtomicU64, Ordering::*};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::*};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::thread::{Builder, JoinHandle};
 use std::time::Duration;
@@ -54,13 +54,22 @@ pub struct Vcpus {
     pub turn: Mutex<Turn>,
     /// A deterministic machine stands when its clock reaches this.
     pub stop_at: AtomicU64,
+    /// Which vCPUs have halted for good, as [`for_good`] says.
+    halted: Box<[AtomicBool]>,
+    /// The machine ends when all have.
+    exit_on_halt: bool,
 }
 
 /// All engines of a machine whose vCPUs stand.
 pub type Engines<'a> = Vec<MutexGuard<'a, Box<dyn Engine>>>;
 
 impl Vcpus {
-    pub fn new(board: &Arc<Board>, factory: &Arc<dyn EngineFactory>, model: &Arc<Model>) -> Self {
+    pub fn new(
+        board: &Arc<Board>,
+        factory: &Arc<dyn EngineFactory>,
+        model: &Arc<Model>,
+        exit_on_halt: bool,
+    ) -> Self {
         let count = board.chips.lapics.len();
         let engine = |id| Mutex::new(factory.create(config(board, model, id)));
         Vcpus {
@@ -69,6 +78,8 @@ impl Vcpus {
             before: Mutex::new(vec![Counters::default(); count]),
             turn: Mutex::default(),
             stop_at: AtomicU64::new(NEVER),
+            halted: (0..count).map(|_| AtomicBool::new(false)).collect(),
+            exit_on_halt,
         }
     }
 
@@ -126,10 +137,13 @@ impl Vcpus {
                     let state = engine.state();
                     let wakes = wakes(state.activity, state.rflags);
                     let waits = state.activity == Activity::MonitorWait;
+                    let for_good = for_good(state);
                     drop(engine);
+                    self.note_halt(board, n, for_good);
                     let shared = &board.fence.vcpus[n];
                     let time = waits.then_some(MWAIT_TIME);
                     board.control.sleep(n, time, || shared.pending() & wakes != 0);
+                    self.halted[n].store(false, SeqCst);
                     leave_mwait(&mut **locked(&self.engines[n]));
                 }
                 Stop::Shutdown => {
@@ -167,7 +181,14 @@ impl Vcpus {
                 continue;
             }
             let until = event.min(stop_at).min(mwait_end);
-            match self.next_turn(board) {
+            let turn = self.next_turn(board);
+            if turn.is_none() && self.exit_on_halt {
+                for n in 0..self.engines.len() {
+                    let for_good = for_good(locked(&self.engines[n]).state());
+                    self.note_halt(board, n, for_good);
+                }
+            }
+            match turn {
                 Some(turn) => self.run_turn(board, turn, until),
                 None if until == NEVER => {
                     // Only the host can go on from here.
@@ -176,6 +197,14 @@ impl Vcpus {
                 }
                 None => board.clock.set(until),
             }
+        }
+    }
+
+    /// A vCPU does not run; the machine may end with it.
+    fn note_halt(&self, board: &Board, n: usize, for_good: bool) {
+        self.halted[n].store(for_good, SeqCst);
+        if self.exit_on_halt && self.halted.iter().all(|halted| halted.load(SeqCst)) {
+            board.ask(Request::AllHalted);
         }
     }
 
@@ -265,6 +294,14 @@ fn wakes(activity: Activity, flags: RFlags) -> u32 {
         Activity::MonitorWait => WAKES | INTR,
         _ if flags.contains(RFlags::IF) => WAKES | INTR,
         _ => WAKES,
+    }
+}
+
+/// Whether nothing but NMI, SMI, INIT or a reset gets a halted vCPU on.
+fn for_good(state: &CpuState) -> bool {
+    match state.activity {
+        Activity::Halted => !state.rflags.contains(RFlags::IF),
+        activity => activity == Activity::WaitForSipi,
     }
 }
 

@@ -19,6 +19,8 @@ pub struct Wires {
     irqs: [u32; 16],
     /// Inputs of the IOAPIC that the HPET drives directly.
     hpet: u32,
+    /// Inputs of the IOAPIC that the test device drives directly.
+    test: u32,
     /// Outputs of the 8254 and the RTC, of which the HPET's legacy routing takes the place.
     timer: bool,
     rtc: bool,
@@ -31,6 +33,7 @@ mod source {
     pub const SECOND: u32 = 1 << 1;
     pub const PIRQ: u32 = 1 << 2;
     pub const HPET: u32 = 1 << 3;
+    pub const TEST: u32 = 1 << 4;
 }
 
 const IRQ_FERR: u8 = 13;
@@ -111,6 +114,11 @@ impl Board {
                 wires.hpet = wires.hpet & !(1 << pin) | u32::from(level) << pin;
                 self.ioapic_input(wires, pin);
             }
+            (ChipId::TestDevice, 0..16) => self.irq(wires, pin, TEST, level),
+            (ChipId::TestDevice, _) => {
+                wires.test = wires.test & !(1 << (pin & 31)) | u32::from(level) << (pin & 31);
+                self.ioapic_input(wires, pin);
+            }
             (ChipId::Pic, _) => {
                 let bootstrap = &self.chips.lapics[0];
                 self.touch(bootstrap, |chip, cx| chip.input(cx, lapic::LINT0, level));
@@ -151,7 +159,7 @@ impl Board {
             _ => Some(pin),
         };
         let from_isa = irq.and_then(|irq| wires.irqs.get(usize::from(irq))).is_some_and(|&line| line != 0);
-        let level = from_isa || wires.hpet >> pin & 1 != 0;
+        let level = from_isa || (wires.hpet | wires.test) >> pin & 1 != 0;
         self.touch(&self.chips.ioapic, |ioapic, cx| ioapic.input(cx, pin, level));
     }
 

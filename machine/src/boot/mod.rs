@@ -83,6 +83,8 @@ pub struct Module {
 #[derive(Clone, Debug, Default)]
 pub struct DirectBoot {
     pub kernel: Vec<u8>,
+    /// What a multiboot kernel finds before its arguments, as loaders give it; nothing if empty.
+    pub kernel_name: String,
     /// Linux: the initial RAM disk. Multiboot and PVH: the first module.
     pub initrd: Option<Vec<u8>>,
     /// Multiboot and PVH only.

@@ -124,7 +124,10 @@ fn write_info(
     kernel_end: u64,
 ) -> Result<[u8; INFO_SIZE], BootError> {
     let mut area = InfoArea::new(memory);
-    let cmdline = area.put_string(&boot.append)? as u32;
+    let cmdline = match boot.kernel_name.as_str() {
+        "" => area.put_string(&boot.append)?,
+        name => area.put_string(&format!("{name} {}", boot.append))?,
+    } as u32;
     let loader_name = area.put_string(LOADER_NAME)? as u32;
 
     let modules = boot.all_modules();

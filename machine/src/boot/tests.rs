@@ -126,6 +126,7 @@ fn flat() -> Vec<u8> {
 
 fn boot(kernel: Vec<u8>) -> DirectBoot {
     DirectBoot {
+        kernel_name: String::new(),
         kernel,
         initrd: Some(vec![0x77; 5000]),
         modules: Vec::new(),

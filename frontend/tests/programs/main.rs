@@ -1,0 +1,89 @@
+//! The ways in for programs that test a processor: kernels that leave by isa-debug-exit, and ROMs that write POST
+//! codes.
+
+mod elf;
+mod rom;
+mod unit_kernel;
+
+use std::path::Path;
+use std::process::{Command, Output, Stdio};
+use tempfile::TempDir;
+
+/// `--exit-on-halt` has ended the program.
+const HALTED: i32 = 12;
+/// What is run on every engine.
+const ENGINES: [&[&str]; 3] =
+    [&["--engine", "interp"], &["--engine", "jit"], &["--engine", "jit", "--deterministic"]];
+
+/// Runs the program; returns its status, what came on stdout, and on stderr.
+fn trimaran(arguments: &[&str]) -> (i32, String, String) {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_trimaran"));
+    command.args(["run", "--display", "none", "--timeout", "60"]).args(arguments);
+    let Output { status, stdout, stderr } =
+        command.stdin(Stdio::null()).env_remove("DISPLAY").output().unwrap();
+    let text = |bytes| String::from_utf8_lossy(bytes).into_owned();
+    (status.code().unwrap_or(-1), text(&stdout), text(&stderr))
+}
+
+fn write(folder: &TempDir, name: &str, bytes: &[u8]) -> String {
+    let path = folder.path().join(name);
+    std::fs::write(&path, bytes).unwrap();
+    path.to_str().unwrap().into()
+}
+
+#[test]
+fn a_kernel_leaves_with_success() {
+    let folder = TempDir::new().unwrap();
+    let kernel = write(&folder, "unit.flat", &unit_kernel::build());
+    for engine in ENGINES {
+        for cpus in ["1", "2", "4", "8"] {
+            let arguments = ["--testdev", "--kernel", &kernel, "--cpus", cpus, "--append", "first second=2"];
+            let (status, stdout, stderr) = trimaran(&[&arguments[..], engine].concat());
+            assert_eq!(status, 1, "{engine:?}, {cpus} processors: {stdout}{stderr}");
+            let expected =
+                format!("args: {kernel} first second=2\ncpus {cpus}\nonline {cpus}\ninterrupt\ndone\n");
+            assert_eq!(stdout, expected);
+        }
+    }
+}
+
+/// Without the test device its step fails: line 14 stays low.
+#[test]
+fn a_kernel_leaves_with_failure() {
+    let folder = TempDir::new().unwrap();
+    let kernel = write(&folder, "unit.flat", &unit_kernel::build());
+    let arguments = ["--debug-exit", "0xf4", "--deterministic", "--kernel", &kernel];
+    let (status, stdout, stderr) = trimaran(&arguments);
+    assert_eq!(status, unit_kernel::NO_INTERRUPT << 1 | 1, "{stdout}{stderr}");
+    assert!(stdout.ends_with("online 1\nFAIL\n"), "{stdout}");
+}
+
+#[test]
+fn a_rom_writes_post_codes() {
+    let folder = TempDir::new().unwrap();
+    let [codes, text] = ["codes", "text"].map(|name| folder.path().join(name));
+    let logs = [
+        format!("--port-log={:#x}={}", rom::POST, codes.display()),
+        format!("--port-log={:#x}=text:{}", rom::TEXT_PORT, text.display()),
+    ];
+    for size in [0x1_0000, 0x2_0000] {
+        let firmware = write(&folder, "rom.bin", &rom::build(size));
+        for engine in ENGINES {
+            let arguments = [
+                "--firmware",
+                &firmware,
+                "--memory",
+                "1M",
+                "--exit-on-halt",
+                "--no-reboot",
+                &logs[0],
+                &logs[1],
+            ];
+            let (status, stdout, stderr) = trimaran(&[&arguments[..], engine].concat());
+            let read = |path: &Path| std::fs::read_to_string(path).unwrap();
+            assert_eq!(read(&codes), rom::POST_CODES, "{engine:?}, {size:#x} bytes: {stdout}{stderr}");
+            assert_eq!((status, read(&text).as_str()), (HALTED, "real\n"), "{stdout}{stderr}");
+            assert!(stderr.contains("port 0x190: 7 writes, the last 0xff"), "{stderr}");
+        }
+    }
+}
