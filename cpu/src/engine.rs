@@ -57,6 +57,8 @@ pub struct Takeover<'a> {
     pub deterministic: bool,
     /// The states of all vCPUs. A new machine's are those after RESET#, before any direct boot.
     pub states: &'a [&'a CpuState],
+    /// What the time-stamp counter of each shows now; time stands.
+    pub time_stamps: &'a [u64],
     /// It is asked to stop at a count of instructions.
     pub counts: bool,
     /// It is asked to stop at addresses.

@@ -232,9 +232,9 @@ pub struct LockstepOptions {
     /// The second engine
     #[arg(long, value_enum, value_name = "ENGINE", default_value = "jit", help_heading = "Lockstep")]
     pub b: EngineName,
-    /// Instructions from one comparison of the processors to the next
-    #[arg(long, value_name = "N", default_value_t = 1_000_000, value_parser = clap::value_parser!(u64).range(1..), help_heading = "Lockstep")]
-    pub every: u64,
+    /// Instructions from one comparison of the processors to the next [default: 1000000; KVM: each device access]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..), help_heading = "Lockstep")]
+    pub every: Option<u64>,
     /// End after so many instructions
     #[arg(long, value_name = "N", help_heading = "Lockstep")]
     pub insns: Option<u64>,

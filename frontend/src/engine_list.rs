@@ -4,7 +4,7 @@ use crate::cli::{EngineName, Options};
 use crate::{Failure, engines};
 use anyhow::{anyhow, bail};
 use clap::ValueEnum;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use trimaran_cpu::engine::EngineFactory;
 
 /// The engine of a name, as the options describe it.
@@ -13,11 +13,15 @@ pub fn engine(options: &Options, name: EngineName) -> Result<Arc<dyn EngineFacto
 }
 
 /// Engines by name, with the options that the program was started with.
-pub struct EngineList(Options);
+pub struct EngineList {
+    options: Options,
+    /// What has been made: finding out what KVM can do takes a while.
+    made: Mutex<Vec<(EngineName, Arc<dyn EngineFactory>)>>,
+}
 
 impl EngineList {
     pub fn new(options: &Options) -> Self {
-        EngineList(options.clone())
+        EngineList { options: options.clone(), made: Mutex::default() }
     }
 
     /// The names that a user can give.
@@ -31,10 +35,16 @@ impl EngineList {
         let Ok(name) = EngineName::from_str(name, true) else {
             bail!("there is no engine `{name}`; the names are {}", Self::names().join(", "));
         };
-        engine(&self.0, name).map_err(|failure| match failure {
+        let mut made = self.made.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some((_, factory)) = made.iter().find(|(known, _)| *known == name) {
+            return Ok(factory.clone());
+        }
+        let factory = engine(&self.options, name).map_err(|failure| match failure {
             Failure::Usage(message) => anyhow!(message),
             Failure::Other(error) => error,
-        })
+        })?;
+        made.push((name, factory.clone()));
+        Ok(factory)
     }
 
     /// The others in turn, the one after `current` first.
@@ -64,6 +74,8 @@ mod tests {
         );
         assert!(after("trace").contains(&"jit".to_owned()) && !after("trace").contains(&"auto".to_owned()));
         assert!(list.named("warp").is_err_and(|error| error.to_string().contains("interp")));
-        assert_eq!(list.named("INTERP").map(|factory| factory.name()).ok(), Some("interp"));
+        let interp = || list.named("INTERP").expect("an engine");
+        assert_eq!(interp().name(), "interp");
+        assert!(Arc::ptr_eq(&interp(), &interp()), "it is made once");
     }
 }

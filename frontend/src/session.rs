@@ -72,7 +72,13 @@ impl Session {
     /// Goes back to the engine before [`Session::trace_on`].
     pub fn trace_off(&self) -> anyhow::Result<String> {
         let mut trace = self.trace.lock().unwrap_or_else(PoisonError::into_inner);
-        let Trace { sink, before } = trace.take().context("no trace is being written")?;
+        let Some(Trace { sink, before }) = trace.take() else {
+            ensure!(
+                self.machine.engine_name() != tracer::NAME,
+                "--switch-at began this trace: `engine NAME` ends it"
+            );
+            bail!("no trace is being written");
+        };
         // Somebody may have changed the engine meanwhile.
         if self.machine.engine_name() == tracer::NAME {
             self.machine.switch_engine(&before).or_else(|error| {

@@ -15,6 +15,10 @@ fn trimaran(arguments: &[&str]) -> (i32, String) {
 
 /// Runs a multiboot kernel, which is 32-bit code, under an engine. It ends by port 0xF4.
 fn run_kernel(code: &[u8], arguments: &[&str]) -> (i32, String) {
+    with_kernel(code, &[&["run", "--display", "none", "--timeout", "60"], arguments].concat())
+}
+
+fn with_kernel(code: &[u8], arguments: &[&str]) -> (i32, String) {
     const MAGIC: u32 = 0x1BAD_B002;
     const ADDRESSES_GIVEN: u32 = 0x1_0000;
     const AT: u32 = 0x10_0000;
@@ -25,8 +29,7 @@ fn run_kernel(code: &[u8], arguments: &[&str]) -> (i32, String) {
     let folder = tempfile::TempDir::new().unwrap();
     let path = folder.path().join("kernel");
     std::fs::write(&path, image).unwrap();
-    let common = ["run", "--display", "none", "--debug-exit", "0xf4", "--timeout", "60", "--kernel"];
-    trimaran(&[&common[..], &[path.to_str().unwrap()], arguments].concat())
+    trimaran(&[arguments, &["--debug-exit", "0xf4", "--kernel", path.to_str().unwrap()]].concat())
 }
 
 /// Whether there is a KVM; if not, the line that says why is there.
@@ -73,6 +76,27 @@ fn what_kvm_lacks_runs_anyway() {
     if kvm_is_there(status, &text) {
         assert_eq!(status, 29, "{text}");
     }
+}
+
+#[test]
+fn lockstep_with_kvm_is_at_accesses() {
+    let (status, text) = trimaran(&["lockstep", "--b", "kvm", "--every", "5"]);
+    if !kvm_is_there(status, &text) {
+        return;
+    }
+    assert_eq!(status, 2, "{text}");
+    assert!(text.contains("does not count instructions"), "{text}");
+    // mov ecx, 100; in al, 0x40; add ebx, eax; out 0x80, al; loop back; mov al, 5; out 0xF4, al; jmp $
+    let code =
+        [0xB9, 100, 0, 0, 0, 0xE4, 0x40, 1, 0xC3, 0xE6, 0x80, 0xE2, 0xF8, 0xB0, 5, 0xE6, 0xF4, 0xEB, 0xFE];
+    let (status, text) = with_kernel(&code, &["lockstep", "--b", "kvm"]);
+    assert_eq!(status, 0, "{text}");
+    assert!(text.contains("kvm and interp") && text.contains("no difference in 201 accesses"), "{text}");
+    // A guest that only time could help, which does not pass.
+    let code = [0xE4, 0x40, 0xEB, 0xFE];
+    let (status, text) = with_kernel(&code, &["lockstep", "--b", "kvm"]);
+    assert_eq!(status, ERROR, "{text}");
+    assert!(text.contains("after 1 equal accesses the guest makes no more"), "{text}");
 }
 
 #[test]

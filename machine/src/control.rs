@@ -151,14 +151,16 @@ impl Control {
         self.stop_vcpus();
     }
 
-    /// The requests so far; they count as served when [`Control::served`] is called.
+    /// The requests so far; they stay until [`Control::served`] is called.
     pub fn requests(&self) -> Vec<Request> {
         locked(&self.state).requests.clone()
     }
 
-    pub fn served(&self, outcome: Option<Outcome>) {
+    /// The first `count` requests are served. What came since is not.
+    pub fn served(&self, count: usize, outcome: Option<Outcome>) {
         let mut state = locked(&self.state);
-        state.requests.clear();
+        let count = count.min(state.requests.len());
+        state.requests.drain(..count);
         state.outcome = state.outcome.or(outcome);
         self.update_hold(&state);
     }
@@ -275,5 +277,23 @@ impl Control {
             }
         }
         state.outcome
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_request_that_comes_while_others_are_served_is_not_lost() {
+        let control = Control::new(CodeFence::new(1), false);
+        control.request(Request::Switch);
+        let served = control.requests();
+        control.request(Request::PowerOff);
+        control.served(served.len(), None);
+        assert_eq!(control.requests(), [Request::PowerOff]);
+        assert!(control.hold.load(SeqCst), "no vCPU goes on before it is served");
+        control.served(1, Some(Outcome::PoweredOff));
+        assert_eq!((control.requests().len(), control.outcome()), (0, Some(Outcome::PoweredOff)));
     }
 }

@@ -1,6 +1,7 @@
 //! The PC around the processor: its chips and their wiring, the address maps, firmware, boot without firmware, the
 //! threads that run it, and saved states.
 
+pub mod access_lockstep;
 mod board;
 pub mod boot;
 pub mod builtin;
@@ -19,6 +20,7 @@ pub mod media;
 mod memory;
 mod memory_map;
 pub mod monitor;
+mod paced;
 pub mod port_log;
 mod ports;
 mod random;

@@ -193,7 +193,8 @@ impl Lockstep {
         }
         self.replay(same)?;
         let before = self.machines[0].processors();
-        let codes = before.iter().enumerate().map(|(n, state)| self.code(n, state.code_address()));
+        let codes =
+            before.iter().enumerate().map(|(n, state)| self.machines[0].code_at(n, state.code_address()));
         let mut codes: Vec<Vec<u8>> = codes.collect();
         self.go(different);
         let [a, b] = &self.machines;
@@ -215,13 +216,6 @@ impl Lockstep {
             outcomes: [a.outcome(), b.outcome()],
         })))
     }
-
-    fn code(&self, cpu: usize, address: u64) -> Vec<u8> {
-        let mut bytes = [0; INSTRUCTION];
-        let read = |n: &usize| self.machines[0].read_virtual(cpu, address, &mut bytes[..*n]).is_some();
-        let there = (1..=INSTRUCTION).rev().find(read).unwrap_or(0);
-        bytes[..there].to_vec()
-    }
 }
 
 impl Machine {
@@ -230,8 +224,16 @@ impl Machine {
         self.core.quiesce(|engines| engines.iter_mut().map(|engine| engine.state().clone()).collect())
     }
 
+    /// The bytes at an instruction, as many as can be read.
+    pub(crate) fn code_at(&self, cpu: usize, address: u64) -> Vec<u8> {
+        let mut bytes = [0; INSTRUCTION];
+        let read = |n: &usize| self.read_virtual(cpu, address, &mut bytes[..*n]).is_some();
+        let there = (1..=INSTRUCTION).rev().find(read).unwrap_or(0);
+        bytes[..there].to_vec()
+    }
+
     /// The first place in RAM where two machines differ, and what is there.
-    fn first_difference(&self, other: &Machine) -> Option<(u64, [u8; 2])> {
+    pub(crate) fn first_difference(&self, other: &Machine) -> Option<(u64, [u8; 2])> {
         let [ours, theirs] = [self, other].map(|machine| machine.core.board.memory.ram());
         let (mut one, mut two) = ([0; PAGE as usize], [0; PAGE as usize]);
         for page in (0..ours.len()).step_by(one.len()) {

@@ -121,7 +121,7 @@ impl Core {
         if let Some(outcome) = requests.iter().find_map(ends) {
             // The pause is never taken back: the machine stands as it ended.
             self.pause();
-            self.board.control.served(Some(outcome));
+            self.board.control.served(requests.len(), Some(outcome));
             return;
         }
         let begun = Instant::now();
@@ -129,10 +129,10 @@ impl Core {
             let resets = requests.iter().any(|&request| request != Request::Switch);
             if resets && let Err(e) = self.reset(engines) {
                 tracing::error!("reset: {e}");
-                self.board.control.served(Some(Outcome::Reset));
+                self.board.control.served(0, Some(Outcome::Reset));
             }
             let switches = self.serve_triggers(engines);
-            self.board.control.served(None);
+            self.board.control.served(requests.len(), None);
             switches
         });
         let stood = begun.elapsed();

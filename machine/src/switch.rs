@@ -11,6 +11,7 @@ use crate::triggers::Trigger;
 use crate::vcpus::{Engines, config};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
+use trimaran_cpu::bus::Bus;
 use trimaran_cpu::engine::{Engine, EngineFactory, Takeover};
 use trimaran_cpu::shared::attention;
 use trimaran_cpu::state::CpuState;
@@ -27,16 +28,17 @@ pub struct SwitchReport {
 /// Hears of switches that triggers made, or that the engine refused.
 pub type OnSwitch = Box<dyn Fn(&Trigger, &Result<SwitchReport, MachineError>) + Send + Sync>;
 
-/// The engines before a switch. Dropping them takes time, which the guest need not wait for.
-pub(crate) type Old = Vec<Box<dyn Engine>>;
+/// Engines before or after a switch. Making and dropping them takes time, which the guest need not wait for.
+pub(crate) type Spare = Vec<Box<dyn Engine>>;
 
 impl Machine {
     /// Lets engines of another factory, or new ones of the same, run the guest from here on. On an error the machine
     /// goes on with the engines that it has.
     pub fn switch_engine(&self, factory: &Arc<dyn EngineFactory>) -> Result<SwitchReport, MachineError> {
-        let begun = Instant::now();
         let from = self.engine_name();
-        let _old: Old = self.core.quiesce(|engines| self.core.exchange(engines, factory))?;
+        let new = self.core.spare(factory);
+        let begun = Instant::now();
+        let _old: Spare = self.core.quiesce(|engines| self.core.exchange(engines, factory, new))?;
         Ok(SwitchReport { from, to: factory.name(), stood: begun.elapsed() })
     }
 
@@ -58,10 +60,14 @@ impl Core {
         factory: &dyn EngineFactory,
     ) -> Result<(), MachineError> {
         let states: Vec<&CpuState> = engines.iter_mut().map(|engine| &*engine.state()).collect();
+        let time_stamp =
+            |(n, state): (usize, &&CpuState)| self.board.clock(n).wrapping_add(state.msr.tsc_offset);
+        let time_stamps: Vec<u64> = states.iter().enumerate().map(time_stamp).collect();
         let takeover = Takeover {
             model: &self.model,
             deterministic: self.board.control.deterministic_vcpu().is_some(),
             states: &states,
+            time_stamps: &time_stamps,
             counts: self.board.triggers.next_count() != u64::MAX,
             points: !self.board.triggers.points().is_empty(),
         };
@@ -78,22 +84,26 @@ impl Core {
         engines.iter_mut().try_for_each(|engine| engine.stop_at(&points).map_err(refused))
     }
 
-    /// Replaces the engines of vCPUs that stand.
+    /// New engines for all vCPUs.
+    pub(crate) fn spare(&self, factory: &Arc<dyn EngineFactory>) -> Spare {
+        let count = self.board.fence.vcpus.len();
+        (0..count).map(|n| factory.create(config(&self.board, &self.model, n))).collect()
+    }
+
+    /// Replaces the engines of vCPUs that stand by `new` ones of a factory.
     pub(crate) fn exchange(
         &self,
         engines: &mut Engines,
         factory: &Arc<dyn EngineFactory>,
-    ) -> Result<Old, MachineError> {
+        mut new: Spare,
+    ) -> Result<Spare, MachineError> {
         self.accepted(engines, &**factory)?;
         let points = self.board.triggers.points();
-        let mut new: Vec<Box<dyn Engine>> = Vec::new();
-        for (n, old) in engines.iter_mut().enumerate() {
-            let mut engine = factory.create(config(&self.board, &self.model, n));
+        for (engine, old) in new.iter_mut().zip(engines.iter_mut()) {
             engine.state().clone_from(old.state());
             engine.state_changed();
             let refused = |reason| MachineError::Engine { engine: factory.name(), reason };
             engine.stop_at(&points).map_err(refused)?;
-            new.push(engine);
         }
         self.vcpus.note_change(engines, factory);
         self.board.memory.ram().forget_code();
@@ -109,7 +119,7 @@ impl Core {
         let fired = self.board.triggers.take_fired();
         let served = fired.into_iter().map(|at| {
             let from = self.vcpus.factory().name();
-            let result = self.exchange(engines, &at.engine);
+            let result = self.exchange(engines, &at.engine, self.spare(&at.engine));
             Served { trigger: at.trigger, names: (from, at.engine.name()), result }
         });
         let served = served.collect();
@@ -124,7 +134,7 @@ impl Core {
 pub(crate) struct Served {
     trigger: Trigger,
     names: (&'static str, &'static str),
-    result: Result<Old, MachineError>,
+    result: Result<Spare, MachineError>,
 }
 
 impl Served {

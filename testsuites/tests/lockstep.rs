@@ -2,12 +2,15 @@
 
 use std::sync::Arc;
 use std::time::Duration;
+use trimaran_accel::Kvm;
 use trimaran_cpu::engine::{Engine, EngineFactory, Interpreter, Stop};
+use trimaran_cpu::model::Model;
 use trimaran_cpu::state::{CpuState, RFlags, gpr};
 use trimaran_cpu::{Counters, VcpuConfig};
+use trimaran_machine::access_lockstep::{self, AccessLockstep};
 use trimaran_machine::boot::DirectBoot;
 use trimaran_machine::lockstep::{Difference, Limits, Lockstep, Verdict};
-use trimaran_machine::{Machine, MachineConfig, builtin, firmware};
+use trimaran_machine::{Machine, MachineConfig, Outcome, builtin, firmware};
 use trimaran_testsuites::{engine, modes_guest};
 
 /// An engine with one mistake: after so many instructions it does something to the state or to memory.
@@ -162,4 +165,68 @@ fn right_engines_are_the_same() {
         ..MachineConfig::default()
     };
     same("SeaBIOS", compare(seabios, jit(), limits(200_000, if long { 10_000_000 } else { 2_700_000 })));
+}
+
+fn at_accesses(
+    config: impl Fn() -> MachineConfig,
+    leader: Arc<dyn EngineFactory>,
+    follower: Arc<dyn EngineFactory>,
+) -> access_lockstep::Verdict {
+    let mut lockstep = AccessLockstep::new([config(), config()], [leader, follower]).unwrap();
+    lockstep.run(Duration::from_secs(120), |_| ()).unwrap()
+}
+
+fn short(mark: &access_lockstep::Mark) -> String {
+    let state = &mark.state;
+    format!("{} {:?} {:x?} {:?} {:x?}", mark.accesses, mark.stop, state.gpr, state.rflags, state.x87)
+}
+
+fn same_to_the_end(verdict: &access_lockstep::Verdict) -> u64 {
+    match verdict {
+        access_lockstep::Verdict::Same { accesses, outcome: Some(Outcome::DebugExit(1)) } => *accesses,
+        access_lockstep::Verdict::Different(difference) => panic!(
+            "different after {} accesses and {:x?}, {:x?}: {:?}",
+            difference.accesses,
+            difference.before.gpr,
+            difference.code,
+            difference.after.as_ref().map(|marks| marks.each_ref().map(short))
+        ),
+        other => panic!("{other:?}"),
+    }
+}
+
+#[test]
+fn right_engines_are_the_same_at_accesses() {
+    let (interp, jit) = (engine::named("interp").unwrap(), engine::named("jit").unwrap());
+    let verdict = at_accesses(|| modes_guest::config(50).unwrap(), jit, interp);
+    assert!(same_to_the_end(&verdict) > 20);
+}
+
+#[test]
+fn a_wrong_register_is_found_at_the_next_access() {
+    let engine = engine::named("interp").unwrap();
+    let mistake: fn(&mut CpuState, &VcpuConfig) = |state, _| state.gpr[gpr::RBP] ^= 1;
+    let wrong = Arc::new(Wrong { engine: engine.clone(), at: 5_000, mistake });
+    match at_accesses(|| modes_guest::config(50).unwrap(), wrong, engine) {
+        access_lockstep::Verdict::Different(difference) => {
+            let [leader, follower] = difference.after.expect("the processors differ");
+            assert_ne!(leader.state.gpr[gpr::RBP], follower.state.gpr[gpr::RBP]);
+            assert_eq!((leader.accesses, leader.stop), (follower.accesses, follower.stop));
+            assert!(!difference.code.is_empty());
+        }
+        other => panic!("a wrong register is not found: {other:?}"),
+    }
+}
+
+/// Whatever the host's KVM runs itself, with the interpreter in its wake.
+#[test]
+fn kvm_and_the_interpreter_are_the_same_at_accesses() {
+    let kvm = match Kvm::open() {
+        Ok(kvm) => kvm,
+        Err(reason) => return println!("skipped: {reason}"),
+    };
+    let model = Arc::new(kvm.reduce(&Model::default()));
+    let config = || MachineConfig { model: model.clone(), ..modes_guest::config(3).unwrap() };
+    let verdict = at_accesses(config, Arc::new(kvm), Arc::new(Interpreter));
+    println!("the same at {} accesses", same_to_the_end(&verdict));
 }

@@ -477,21 +477,22 @@ fn time_of_a_switch() -> Result<(), String> {
     Ok(())
 }
 
-/// From KVM at a port's exit to the interpreter, then to and fro as far as the host's KVM takes the machine back.
+/// From KVM to the interpreter and back at port exits, then to and fro at random times.
 fn kvm() -> Result<(), String> {
     let kvm = Kvm::open().map_err(|reason| format!("skipped: {reason}"))?;
     let model = Arc::new(kvm.reduce(&Model::default()));
     let kvm: Arc<dyn EngineFactory> = Arc::new(kvm);
     let (interp, jit) = (engine::named("interp")?, engine::named("jit")?);
-    let config = || modes_guest::config(30);
+    let config = || modes_guest::config(300);
     let expected = run_switched(config()?, std::slice::from_ref(&interp), &[], TOO_LATE)?;
-    // Port 21h is written in real mode at the beginning, and again in protected mode.
-    let list = vec![(Trigger::Port(0x21), interp.clone())];
+    // The first three are written in real mode, the fourth in protected mode.
+    let ports = [(0x43, &interp), (0x40, &kvm), (0x21, &interp), (0x20, &kvm)];
+    let list = ports.map(|(port, engine)| (Trigger::Port(port), engine.clone())).to_vec();
     let (config, told) = with_triggers(MachineConfig { deterministic: false, model, ..config()? }, list);
     let mut guest = Guest::create(config, &kvm)?;
     guest.machine.start();
     let begun = Instant::now();
-    let (mut taken, mut refused) = (0, None);
+    let (mut taken, mut tried, mut refused) = (0, 0, None);
     for n in 0.. {
         if guest.machine.outcome().is_some() {
             break;
@@ -500,10 +501,12 @@ fn kvm() -> Result<(), String> {
             return Err(format!("does not end on {}", guest.machine.engine_name()));
         }
         std::thread::sleep(Duration::from_millis(3));
-        if told.lock().is_ok_and(|told| told.is_empty()) {
+        if told.lock().is_ok_and(|told| told.len() < 4) {
             continue;
         }
-        match guest.machine.switch_engine([&kvm, &jit, &kvm, &interp][n % 4]) {
+        let next = [&interp, &kvm, &jit, &kvm][n % 4];
+        tried += usize::from(next.name() == "kvm");
+        match guest.machine.switch_engine(next) {
             Ok(report) => taken += usize::from(report.to == "kvm"),
             Err(error) => refused = Some(error.to_string()),
         }
@@ -517,7 +520,16 @@ fn kvm() -> Result<(), String> {
             expected.serial
         ));
     }
-    println!("KVM took the machine back {taken} times; refused: {}", refused.as_deref().unwrap_or("never"));
+    let told = told.lock().map_err(|e| e.to_string())?;
+    println!(
+        "at ports: {told:?}; then KVM took the machine back {taken} times of {tried}; refused: {}",
+        refused.as_deref().unwrap_or("never")
+    );
+    if told.iter().any(|(_, result)| result.is_err()) || taken == 0 {
+        return Err(format!(
+            "KVM does not take back the machine that started under it: {told:?}, {refused:?}"
+        ));
+    }
     Ok(())
 }
 

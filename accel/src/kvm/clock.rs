@@ -8,7 +8,7 @@
 use super::hardware::Hardware;
 use super::vm::{Vm, locked};
 use std::sync::OnceLock;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 use vmm_sys_util::errno::Error;
 
 /// The host's time in ticks of a clock of `khz`.
@@ -16,6 +16,32 @@ fn host_ticks(khz: u32) -> u64 {
     static ORIGIN: OnceLock<Instant> = OnceLock::new();
     let time = ORIGIN.get_or_init(Instant::now).elapsed().as_nanos();
     (time * u128::from(khz) / 1_000_000) as u64
+}
+
+/// How far a guest's TSC may jump forward where KVM cannot set it, and how long a switch may wait for the host's to
+/// come up with it, in milliseconds.
+const JUMP: u64 = 1_000;
+const WAIT: u64 = 50;
+
+/// Whether a guest whose TSC shows `guest` can go on with the host's, which `now` tells, of `khz`. A little that it
+/// is ahead is waited for, as time stands for the guest: no TSC goes back.
+pub fn meet(guest: u64, khz: u32, now: impl Fn() -> Result<u64, String>) -> Result<(), String> {
+    let khz = u64::from(khz.max(1));
+    let ahead = guest.wrapping_sub(now()?) as i64;
+    let milliseconds = ahead.unsigned_abs() / khz;
+    if milliseconds > if ahead > 0 { WAIT } else { JUMP } {
+        let direction = if ahead > 0 { "back" } else { "forward" };
+        return Err(format!(
+            "the host's KVM cannot set the time-stamp counter: the guest's would jump {direction} by {milliseconds} ms"
+        ));
+    }
+    if ahead > 0 {
+        std::thread::sleep(Duration::from_millis(milliseconds + 1));
+    }
+    match guest.wrapping_sub(now()?) as i64 {
+        1.. => Err("the host's time-stamp counter does not go on".into()),
+        _ => Ok(()),
+    }
 }
 
 /// See the head of this file.
@@ -69,5 +95,26 @@ impl Tsc {
     /// The vCPU was given another state.
     pub fn forget(&mut self) {
         self.applied = None;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A guest so many ticks of a 1 kHz clock ahead of the host's.
+    fn ahead(ticks: i64) -> Result<(), String> {
+        let begun = Instant::now();
+        meet(10_000u64.wrapping_add_signed(ticks), 1, || Ok(10_000 + begun.elapsed().as_millis() as u64))
+    }
+
+    #[test]
+    fn a_tsc_that_cannot_be_set_must_be_met() {
+        assert_eq!(ahead(0), Ok(()));
+        assert_eq!(ahead(-900), Ok(()));
+        assert_eq!(ahead(20), Ok(()));
+        assert!(ahead(-5_000).is_err_and(|why| why.contains("forward by 5000 ms")));
+        assert!(ahead(500).is_err_and(|why| why.contains("back by 500 ms")));
+        assert!(meet(10, 1, || Ok(9)).is_err_and(|why| why.contains("does not go on")));
     }
 }

@@ -44,6 +44,8 @@ pub struct KvmVcpu {
     loaded: bool,
     /// `vcpu.state` is the state.
     fetched: bool,
+    /// KVM has run since the interpreter did: what that had decoded, and its flags, are old.
+    overtaken: bool,
     /// The last exit left something for the next run to finish.
     pub(super) unfinished: bool,
     /// An interrupt can be injected now.
@@ -67,6 +69,7 @@ impl KvmVcpu {
             report,
             loaded: false,
             fetched: true,
+            overtaken: false,
             unfinished: false,
             ready: false,
             tsc,
@@ -188,9 +191,8 @@ impl KvmVcpu {
 
     /// The interpreter runs up to `budget` instructions. None: it has.
     fn interpret(&mut self, budget: u64) -> Result<Option<Stop>, String> {
-        let alone = !self.loaded && self.vcpu.fence.vcpus.len() == 1;
         self.take_back()?;
-        if !alone {
+        if std::mem::take(&mut self.overtaken) || self.vcpu.fence.vcpus.len() > 1 {
             // Memory was written without regard to code marks.
             self.vcpu.forget_code();
         }
@@ -277,7 +279,7 @@ impl KvmVcpu {
             shared.set_away(false);
             return Ok(Exit::Served);
         }
-        (self.fetched, self.unfinished) = (false, false);
+        (self.fetched, self.unfinished, self.overtaken) = (false, false, true);
         let exit = self.serve_run();
         shared.set_away(false);
         self.hardware.set_immediate_exit(false);

@@ -138,12 +138,7 @@ impl Hardware {
 
     /// IA32_TSC.
     pub fn time_stamp(&self) -> errno::Result<u64> {
-        let entry = kvm_msr_entry { index: IA32_TSC, ..Default::default() };
-        let mut msrs = Msrs::from_entries(&[entry]).map_err(|_| Error::new(libc::EINVAL))?;
-        match self.fd.get_msrs(&mut msrs)? {
-            1 => Ok(msrs.as_slice()[0].data),
-            _ => Err(Error::new(libc::ENOTSUP)),
-        }
+        time_stamp(&self.fd)
     }
 
     /// What KVM adds to the host's (scaled) TSC.
@@ -159,6 +154,16 @@ impl Hardware {
         let attribute = tsc_offset_at(&raw mut offset);
         // SAFETY: the kernel reads 8 bytes at the attribute's address, which is `offset`.
         done(unsafe { ioctl_with_ref(&self.fd, KVM_SET_DEVICE_ATTR(), &attribute) })
+    }
+}
+
+/// A vCPU's IA32_TSC.
+pub fn time_stamp(vcpu: &VcpuFd) -> errno::Result<u64> {
+    let entry = kvm_msr_entry { index: IA32_TSC, ..Default::default() };
+    let mut msrs = Msrs::from_entries(&[entry]).map_err(|_| Error::new(libc::EINVAL))?;
+    match vcpu.get_msrs(&mut msrs)? {
+        1 => Ok(msrs.as_slice()[0].data),
+        _ => Err(Error::new(libc::ENOTSUP)),
     }
 }
 

@@ -108,7 +108,8 @@ impl EngineFactory for Kvm {
         }
         let new = machine.states.iter().all(|state| state.retired == 0);
         if !new && !self.report.works(Trial::TimeStamp) {
-            return Err("the host's KVM cannot set the time-stamp counter: the guest's would jump".into());
+            let now = || self.host.time_stamp().map_err(|e| e.to_string());
+            machine.time_stamps.iter().try_for_each(|&guest| clock::meet(guest, self.host.tsc_khz, now))?;
         }
         machine.states.iter().try_for_each(|state| registers::representable(state))
     }

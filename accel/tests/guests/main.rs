@@ -553,7 +553,15 @@ fn takeovers_are_refused_with_a_reason() {
     let reduced = kvm.reduce(&whole);
     let ask = |model: &Model, state: &CpuState, deterministic| {
         let states = [state];
-        kvm.accepts(&Takeover { model, deterministic, states: &states, counts: false, points: false })
+        let time_stamps = &[0];
+        kvm.accepts(&Takeover {
+            model,
+            deterministic,
+            states: &states,
+            time_stamps,
+            counts: false,
+            points: false,
+        })
     };
     assert_eq!(ask(&reduced, &state, false), Ok(()));
     assert!(ask(&reduced, &state, true).is_err_and(|why| why.contains("count")));
@@ -563,6 +571,11 @@ fn takeovers_are_refused_with_a_reason() {
     if let Err(why) = ask(&more, &state, false) {
         println!("{why}");
         assert!(why.contains("kHz") || why.contains("RDPID"));
+    }
+    if !kvm.report().works(Trial::TimeStamp) {
+        // Not a new machine: its TSC shows something.
+        let run = CpuState { retired: 1, ..state.clone() };
+        assert!(ask(&reduced, &run, false).is_err_and(|why| why.contains("would jump forward")));
     }
     state.xcr0 = 7;
     assert!(ask(&reduced, &state, false).is_err_and(|why| why.contains("XCR0")));
