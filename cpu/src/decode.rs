@@ -5,6 +5,7 @@
 use crate::Vcpu;
 use crate::blocks::BlockKey;
 use crate::fault::Exit;
+use crate::features::Features;
 use crate::helpers::*;
 use crate::insn::{Handler, Insn, prefix};
 use crate::interp::form;
@@ -75,8 +76,11 @@ enum Run {
 }
 use Run::{Helper as H, Kernel as K};
 
-/// Decodes one iced instruction for the modes in `key`. Whatever the model lacks becomes #UD.
-pub fn lower(x: &Instruction, key: BlockKey, features: &crate::model::Features) -> Insn {
+/// Decodes one iced instruction for the modes in `key`. Whatever the model lacks becomes #UD, or what it was before.
+pub fn lower(x: &Instruction, key: BlockKey, features: &Features) -> Insn {
+    let mut older = *x;
+    older.set_code(features.older_meaning(x.code()));
+    let x = &older;
     let mut i = operands(x, key);
     if x.is_invalid() && x.len() >= 15 {
         i.run = misc::too_long;
@@ -84,6 +88,8 @@ pub fn lower(x: &Instruction, key: BlockKey, features: &crate::model::Features) 
     }
     if x.is_invalid() || !features.allows(x) {
         i.run = misc::undefined;
+        // Translators go by the code.
+        i.code = Code::INVALID;
         return i;
     }
     let lock = x.has_lock_prefix();
@@ -419,8 +425,8 @@ fn integer(x: &Instruction, i: &mut Insn) -> Option<Run> {
                 }
             }
         }
-        Bsf | Tzcnt => K(Kernel::Bsf),
-        Bsr | Lzcnt => K(Kernel::Bsr),
+        Bsf => K(Kernel::Bsf),
+        Bsr => K(Kernel::Bsr),
         Popcnt => K(Kernel::Popcnt),
         Movzx => {
             i.imm2 = source_size(x);

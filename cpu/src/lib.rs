@@ -8,6 +8,7 @@ pub mod checking;
 mod decode;
 pub mod engine;
 pub mod fault;
+pub mod features;
 pub mod flags;
 mod fpu;
 mod helpers;

@@ -1,207 +1,146 @@
-//! CPU models: what CPUID tells and which instructions exist.
+//! CPU models as data, and how the command line names one: `max,-sse4_2,+rdpid`.
 
-use iced_x86::{CpuidFeature, Instruction};
-
-/// The CPUID feature bits of a model, as the registers hold them.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Features {
-    /// Leaf 1 ECX and EDX.
-    pub leaf1_ecx: u32,
-    pub leaf1_edx: u32,
-    /// Leaf 7.0 EBX, ECX, EDX.
-    pub leaf7_ebx: u32,
-    pub leaf7_ecx: u32,
-    pub leaf7_edx: u32,
-    /// Leaf 8000_0001 ECX and EDX.
-    pub ext1_ecx: u32,
-    pub ext1_edx: u32,
-    /// Leaf 0D.1 EAX.
-    pub xsave_eax: u32,
-}
+pub use crate::features::{FEATURES, Feature, Features, Word, ebx7, ecx1, ecx7, edx1, edx7, ext1, feature};
+use std::borrow::Cow;
+use std::fmt::Write;
 
 /// A processor as guests see it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Model {
-    pub name: &'static str,
+    /// With the features that were added or taken away; saved states know the model by it.
+    pub name: Cow<'static, str>,
     pub vendor: [u8; 12],
     /// Leaf 1 EAX.
     pub signature: u32,
     pub brand: &'static str,
+    /// The last basic leaf of CPUID, and the last extended one (0: there are none).
+    pub last_leaf: u32,
+    pub last_extended_leaf: u32,
     pub features: Features,
     /// Ticks of the time-stamp counter in a millisecond. Fixed when the machine starts.
     pub tsc_khz: u32,
 }
 
-/// Bits of leaf 1 ECX.
-pub mod ecx1 {
-    pub const SSE3: u32 = 1 << 0;
-    pub const PCLMULQDQ: u32 = 1 << 1;
-    pub const MONITOR: u32 = 1 << 3;
-    pub const SSSE3: u32 = 1 << 9;
-    pub const CMPXCHG16B: u32 = 1 << 13;
-    pub const PCID: u32 = 1 << 17;
-    pub const SSE4_1: u32 = 1 << 19;
-    pub const SSE4_2: u32 = 1 << 20;
-    pub const X2APIC: u32 = 1 << 21;
-    pub const MOVBE: u32 = 1 << 22;
-    pub const POPCNT: u32 = 1 << 23;
-    pub const TSC_DEADLINE: u32 = 1 << 24;
-    pub const AES: u32 = 1 << 25;
-    pub const XSAVE: u32 = 1 << 26;
-    pub const OSXSAVE: u32 = 1 << 27;
-    pub const RDRAND: u32 = 1 << 30;
-    pub const HYPERVISOR: u32 = 1 << 31;
+/// Why a description is no model. The text lists what there is.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum ModelError {
+    #[error("there is no model `{name}`; the models are: {known}", known = model_names())]
+    Unknown { name: String },
+    #[error("there is no feature `{name}`; the features are: {known}", known = feature_names())]
+    UnknownFeature { name: String },
+    #[error("`{0}`: write +FEATURE or -FEATURE behind the model")]
+    NoSign(String),
+    #[error("`{feature}` needs `{needs}`, which is not there: also give +{needs} or -{feature}")]
+    Dependency { feature: &'static str, needs: &'static str },
 }
 
-/// Bits of leaf 1 EDX.
-pub mod edx1 {
-    pub const FPU: u32 = 1 << 0;
-    pub const VME: u32 = 1 << 1;
-    pub const DE: u32 = 1 << 2;
-    pub const PSE: u32 = 1 << 3;
-    pub const TSC: u32 = 1 << 4;
-    pub const MSR: u32 = 1 << 5;
-    pub const PAE: u32 = 1 << 6;
-    pub const MCE: u32 = 1 << 7;
-    pub const CX8: u32 = 1 << 8;
-    pub const APIC: u32 = 1 << 9;
-    pub const SEP: u32 = 1 << 11;
-    pub const MTRR: u32 = 1 << 12;
-    pub const PGE: u32 = 1 << 13;
-    pub const MCA: u32 = 1 << 14;
-    pub const CMOV: u32 = 1 << 15;
-    pub const PAT: u32 = 1 << 16;
-    pub const PSE36: u32 = 1 << 17;
-    pub const CLFSH: u32 = 1 << 19;
-    pub const MMX: u32 = 1 << 23;
-    pub const FXSR: u32 = 1 << 24;
-    pub const SSE: u32 = 1 << 25;
-    pub const SSE2: u32 = 1 << 26;
-    pub const HTT: u32 = 1 << 28;
+fn model_names() -> String {
+    Model::all().iter().map(|m| &*m.name).collect::<Vec<_>>().join(", ")
 }
 
-/// Bits of leaf 7.0 EBX.
-pub mod ebx7 {
-    pub const FSGSBASE: u32 = 1 << 0;
-    pub const TSC_ADJUST: u32 = 1 << 1;
-    pub const SMEP: u32 = 1 << 7;
-    pub const ERMS: u32 = 1 << 9;
-    pub const INVPCID: u32 = 1 << 10;
-    pub const RDSEED: u32 = 1 << 18;
-    pub const SMAP: u32 = 1 << 20;
+fn feature_names() -> String {
+    FEATURES.iter().map(|f| f.name).collect::<Vec<_>>().join(" ")
 }
 
-/// Bits of leaf 7.0 ECX and EDX.
-pub mod ecx7 {
-    pub const UMIP: u32 = 1 << 2;
-    pub const RDPID: u32 = 1 << 22;
-}
-pub mod edx7 {
-    pub const FSRM: u32 = 1 << 4;
-    pub const ARCH_CAPABILITIES: u32 = 1 << 29;
-}
+const NONE: Features = Features {
+    leaf1_ecx: 0,
+    leaf1_edx: 0,
+    leaf7_ebx: 0,
+    leaf7_ecx: 0,
+    leaf7_edx: 0,
+    ext1_ecx: 0,
+    ext1_edx: 0,
+    xsave_eax: 0,
+};
 
-/// Bits of leaf 8000_0001.
-pub mod ext1 {
-    pub const LAHF: u32 = 1 << 0;
-    pub const PREFETCHW: u32 = 1 << 8;
-    pub const SYSCALL: u32 = 1 << 11;
-    pub const NX: u32 = 1 << 20;
-    pub const PAGE1GB: u32 = 1 << 26;
-    pub const RDTSCP: u32 = 1 << 27;
-    pub const LM: u32 = 1 << 29;
-}
+/// 100 MHz for what was sold with as much; PIT and TSC then count as old programs expect.
+const OLD_TSC_KHZ: u32 = 100_000;
+const TSC_KHZ: u32 = 1_000_000;
 
-impl Features {
-    /// Whether an instruction exists on this model.
-    pub fn allows(&self, x: &Instruction) -> bool {
-        use iced_x86::Mnemonic as M;
-        // Later instructions that were given bytes with an older meaning (BSF, BSR, WBINVD, NOP): where they do
-        // not exist, the older meaning does.
-        let older = matches!(
-            x.mnemonic(),
-            M::Tzcnt
-                | M::Lzcnt
-                | M::Wbnoinvd
-                | M::Rdsspd
-                | M::Rdsspq
-                | M::Prefetch
-                | M::Prefetchw
-                | M::Prefetchwt1
-                | M::Cldemote
-        );
-        older || x.cpuid_features().iter().all(|&feature| self.has(feature))
-    }
-
-    fn has(&self, feature: CpuidFeature) -> bool {
-        use CpuidFeature as C;
-        let (c, d, b7, e) = (self.leaf1_ecx, self.leaf1_edx, self.leaf7_ebx, self.ext1_ecx);
-        let on = |word: u32, bit: u32| word & bit != 0;
-        match feature {
-            C::INTEL8086
-            | C::INTEL186
-            | C::INTEL286
-            | C::INTEL386
-            | C::INTEL486
-            | C::FPU
-            | C::FPU287
-            | C::FPU387
-            | C::CPUID
-            | C::MULTIBYTENOP
-            | C::PAUSE
-            | C::CLDEMOTE
-            | C::SMM
-            | C::CET_IBT => true,
-            C::RDPMC | C::TSC => on(d, edx1::TSC),
-            C::MSR => on(d, edx1::MSR),
-            C::CX8 => on(d, edx1::CX8),
-            C::CMOV => on(d, edx1::CMOV),
-            C::SEP => on(d, edx1::SEP),
-            C::CLFSH => on(d, edx1::CLFSH),
-            C::MMX => on(d, edx1::MMX),
-            C::FXSR => on(d, edx1::FXSR),
-            C::SSE => on(d, edx1::SSE),
-            C::SSE2 => on(d, edx1::SSE2),
-            C::X64 | C::INTEL8086_ONLY | C::SYSCALL => {
-                feature != C::INTEL8086_ONLY && on(self.ext1_edx, ext1::LM | ext1::SYSCALL)
-            }
-            C::RDTSCP => on(self.ext1_edx, ext1::RDTSCP),
-            C::PREFETCHW => on(e, ext1::PREFETCHW) || on(self.ext1_edx, ext1::LM),
-            C::SSE3 => on(c, ecx1::SSE3),
-            C::PCLMULQDQ => on(c, ecx1::PCLMULQDQ),
-            C::MONITOR => on(c, ecx1::MONITOR),
-            C::SSSE3 => on(c, ecx1::SSSE3),
-            C::CMPXCHG16B => on(c, ecx1::CMPXCHG16B),
-            C::SSE4_1 => on(c, ecx1::SSE4_1),
-            C::SSE4_2 => on(c, ecx1::SSE4_2),
-            C::MOVBE => on(c, ecx1::MOVBE),
-            C::POPCNT => on(c, ecx1::POPCNT),
-            C::AES => on(c, ecx1::AES),
-            C::XSAVE => on(c, ecx1::XSAVE),
-            C::RDRAND => on(c, ecx1::RDRAND),
-            C::XSAVEOPT => on(self.xsave_eax, 1),
-            C::FSGSBASE => on(b7, ebx7::FSGSBASE),
-            C::INVPCID => on(b7, ebx7::INVPCID),
-            C::RDSEED => on(b7, ebx7::RDSEED),
-            C::SMAP => on(b7, ebx7::SMAP),
-            C::RDPID => on(self.leaf7_ecx, ecx7::RDPID),
-            _ => false,
-        }
-    }
-}
-
-const X86_64_V2: Model = Model {
-    name: "x86-64-v2",
+/// A 486DX4 (SL enhanced; the first with CPUID that Intel sold in numbers): leaf 1 of the dump of 0480h says FPU, VME.
+const I486: Model = Model {
+    name: Cow::Borrowed("486"),
     vendor: *b"GenuineIntel",
-    // Family 6, model 44 (Westmere), stepping 2: the first with all of x86-64-v2 and AES.
+    signature: 0x0480,
+    brand: "",
+    last_leaf: 1,
+    last_extended_leaf: 0,
+    features: Features { leaf1_edx: edx1::FPU | edx1::VME, ..NONE },
+    tsc_khz: OLD_TSC_KHZ,
+};
+
+/// A Pentium P54C (the second, with a local APIC): EDX of the dump of 052Ch is 3BFh.
+const PENTIUM: Model = Model {
+    name: Cow::Borrowed("pentium"),
+    signature: 0x052C,
+    features: Features {
+        leaf1_edx: I486.features.leaf1_edx
+            | edx1::DE
+            | edx1::PSE
+            | edx1::TSC
+            | edx1::MSR
+            | edx1::MCE
+            | edx1::CX8
+            | edx1::APIC,
+        ..NONE
+    },
+    ..I486
+};
+
+/// A Pentium Pro: EDX of the dump of 0619h is FBFFh.
+const P6: Model = Model {
+    name: Cow::Borrowed("p6"),
+    signature: 0x0619,
+    last_leaf: 2,
+    features: Features {
+        leaf1_edx: PENTIUM.features.leaf1_edx
+            | edx1::PAE
+            | edx1::SEP
+            | edx1::MTRR
+            | edx1::PGE
+            | edx1::MCA
+            | edx1::CMOV,
+        ..NONE
+    },
+    ..PENTIUM
+};
+
+/// A Core 2 (Conroe): the dump of 06F6h (ECX E3BDh, EDX BFEBFBFFh) less what only says how it saves power, debugs
+/// and virtualizes (DS, ACPI, SS, HTT, TM, PBE, DTES64, DS-CPL, VMX, EST, TM2, xTPR, PDCM).
+const CORE2: Model = Model {
+    name: Cow::Borrowed("core2"),
+    signature: 0x06F6,
+    brand: "Trimaran core2 processor",
+    last_leaf: 0xA,
+    last_extended_leaf: 0x8000_0008,
+    features: Features {
+        leaf1_ecx: ecx1::SSE3 | ecx1::MONITOR | ecx1::SSSE3 | ecx1::CMPXCHG16B,
+        leaf1_edx: P6.features.leaf1_edx
+            | edx1::PAT
+            | edx1::PSE36
+            | edx1::CLFSH
+            | edx1::MMX
+            | edx1::FXSR
+            | edx1::SSE
+            | edx1::SSE2,
+        ext1_ecx: ext1::LAHF,
+        ext1_edx: ext1::SYSCALL | ext1::NX | ext1::LM,
+        ..NONE
+    },
+    tsc_khz: TSC_KHZ,
+    ..P6
+};
+
+/// Family 6, model 44 (Westmere), stepping 2: the first with all of the psABI's x86-64-v2 and AES. Beyond its dump: what
+/// systems since have come to like (x2APIC timers, FSGSBASE, SMEP, SMAP, RDRAND, XSAVE) and that we have.
+const X86_64_V2: Model = Model {
+    name: Cow::Borrowed("x86-64-v2"),
     signature: 0x0002_06C2,
     brand: "Trimaran x86-64-v2 processor",
+    last_leaf: 0x16,
     features: Features {
-        leaf1_ecx: ecx1::SSE3
+        leaf1_ecx: CORE2.features.leaf1_ecx
             | ecx1::PCLMULQDQ
-            | ecx1::MONITOR
-            | ecx1::SSSE3
-            | ecx1::CMPXCHG16B
             | ecx1::PCID
             | ecx1::SSE4_1
             | ecx1::SSE4_2
@@ -213,28 +152,6 @@ const X86_64_V2: Model = Model {
             | ecx1::XSAVE
             | ecx1::RDRAND
             | ecx1::HYPERVISOR,
-        leaf1_edx: edx1::FPU
-            | edx1::VME
-            | edx1::DE
-            | edx1::PSE
-            | edx1::TSC
-            | edx1::MSR
-            | edx1::PAE
-            | edx1::MCE
-            | edx1::CX8
-            | edx1::APIC
-            | edx1::SEP
-            | edx1::MTRR
-            | edx1::PGE
-            | edx1::MCA
-            | edx1::CMOV
-            | edx1::PAT
-            | edx1::PSE36
-            | edx1::CLFSH
-            | edx1::MMX
-            | edx1::FXSR
-            | edx1::SSE
-            | edx1::SSE2,
         leaf7_ebx: ebx7::FSGSBASE
             | ebx7::TSC_ADJUST
             | ebx7::SMEP
@@ -244,28 +161,134 @@ const X86_64_V2: Model = Model {
             | ebx7::SMAP,
         leaf7_ecx: ecx7::UMIP,
         leaf7_edx: edx7::FSRM | edx7::ARCH_CAPABILITIES,
-        ext1_ecx: ext1::LAHF | ext1::PREFETCHW,
-        ext1_edx: ext1::SYSCALL | ext1::NX | ext1::PAGE1GB | ext1::RDTSCP | ext1::LM,
+        ext1_ecx: CORE2.features.ext1_ecx | ext1::PREFETCHW,
+        ext1_edx: CORE2.features.ext1_edx | ext1::PAGE1GB | ext1::RDTSCP,
         xsave_eax: 1,
+        ..CORE2.features
     },
-    tsc_khz: 1_000_000,
+    ..CORE2
 };
 
 impl Model {
-    /// All models, the default first.
+    /// All models, the default first. `max` has every feature that we implement.
     pub fn all() -> &'static [Model] {
-        static ALL: [Model; 1] = [X86_64_V2];
-        &ALL
+        static ALL: std::sync::LazyLock<[Model; 6]> = std::sync::LazyLock::new(|| {
+            let max = Model {
+                name: Cow::Borrowed("max"),
+                brand: "Trimaran max processor",
+                features: Features::all(),
+                ..X86_64_V2
+            };
+            [X86_64_V2, I486, PENTIUM, P6, CORE2, max]
+        });
+        &*ALL
     }
 
     /// The model of a name, or None.
     pub fn by_name(name: &str) -> Option<&'static Model> {
         Self::all().iter().find(|m| m.name == name)
     }
+
+    /// A model's name and behind it features to add or take away: `max,-sse4_2,+rdpid`.
+    pub fn parse(text: &str) -> Result<Model, ModelError> {
+        let mut words = text.split(',');
+        let name = words.next().unwrap_or_default();
+        let base = Self::by_name(name).ok_or_else(|| ModelError::Unknown { name: name.into() })?;
+        let mut model = base.clone();
+        for word in words {
+            let (on, name) = match (word.strip_prefix('+'), word.strip_prefix('-')) {
+                (Some(name), _) => (true, name),
+                (_, Some(name)) => (false, name),
+                _ => return Err(ModelError::NoSign(word.into())),
+            };
+            let f = feature(name).ok_or_else(|| ModelError::UnknownFeature { name: name.into() })?;
+            let bits = model.features.word_mut(f.word);
+            *bits = *bits & !f.bit | if on { f.bit } else { 0 };
+        }
+        if let Some((feature, needs)) = model.features.broken() {
+            return Err(ModelError::Dependency { feature: feature.name, needs });
+        }
+        // One name for one model, however it was written.
+        for f in FEATURES.iter().filter(|f| base.features.has(f) != model.features.has(f)) {
+            let sign = if model.features.has(f) { '+' } else { '-' };
+            let _ = write!(model.name.to_mut(), ",{sign}{}", f.name);
+        }
+        Ok(model)
+    }
+
+    /// The models and features, for people.
+    pub fn help() -> String {
+        let mut out = String::from("Models (the first is the default):\n");
+        for m in Self::all() {
+            let names: Vec<&str> = FEATURES.iter().filter(|f| m.features.has(f)).map(|f| f.name).collect();
+            let _ = writeln!(out, "\n  {}\n{}", m.name, wrapped(&names, "      "));
+        }
+        let names: Vec<&str> = FEATURES.iter().map(|f| f.name).collect();
+        let _ = writeln!(out, "\nFeatures (--cpu MODEL,+FEATURE,-FEATURE):\n\n{}", wrapped(&names, "  "));
+        out
+    }
+}
+
+/// Words in lines of at most 100 columns.
+fn wrapped(words: &[&str], indent: &str) -> String {
+    let mut lines: Vec<String> = Vec::new();
+    for word in words {
+        match lines.last_mut() {
+            Some(line) if line.len() + word.len() < 100 => {
+                line.push(' ');
+                line.push_str(word);
+            }
+            _ => lines.push(format!("{indent}{word}")),
+        }
+    }
+    lines.join("\n")
 }
 
 impl Default for Model {
     fn default() -> Self {
         X86_64_V2
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_model_is_whole() {
+        for m in Model::all() {
+            assert_eq!(m.features.broken().map(|(f, needs)| (f.name, needs)), None, "{}", m.name);
+            assert_eq!(Model::parse(&m.name).as_ref(), Ok(m));
+        }
+        for f in FEATURES {
+            assert!(f.needs.iter().all(|need| feature(need).is_some()), "{}", f.name);
+        }
+    }
+
+    #[test]
+    fn features_come_and_go() {
+        let m = Model::parse("max,-sse4_2,-rdpid,+rdpid").unwrap();
+        assert_eq!(m.name, "max,-sse4_2");
+        assert_eq!(m.features.leaf1_ecx & ecx1::SSE4_2, 0);
+        assert_eq!(Model::parse("max,+sse2").unwrap(), Model::parse("max").unwrap());
+        assert_eq!(Model::parse("pentium,+cmov").unwrap().name, "pentium,+cmov");
+    }
+
+    #[test]
+    fn errors_say_what_there_is() {
+        let error = |text| Model::parse(text).unwrap_err().to_string();
+        assert!(error("z80").contains("x86-64-v2"));
+        assert!(error("max,+warp").contains("sse4_1"));
+        assert!(error("max,sse2").contains("+FEATURE"));
+        assert_eq!(
+            error("max,-sse4_1"),
+            "`sse4_2` needs `sse4_1`, which is not there: also give +sse4_1 or -sse4_2"
+        );
+    }
+
+    #[test]
+    fn the_oldest_are_as_their_silicon_was() {
+        let edx = |name| Model::by_name(name).unwrap().features.leaf1_edx;
+        assert_eq!([edx("486"), edx("pentium"), edx("p6")], [0x3, 0x3BF, 0xFBFF]);
     }
 }

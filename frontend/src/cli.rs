@@ -69,9 +69,9 @@ pub struct Options {
     /// Number of processors
     #[arg(long, value_name = "N", default_value_t = 1, help_heading = "Machine")]
     pub cpus: usize,
-    /// Processor model
-    #[arg(long, value_name = "MODEL", default_value = "x86-64-v2", value_parser = parse_model, help_heading = "Machine")]
-    pub cpu: &'static Model,
+    /// Processor model, and features to add or take away: max,-aes,+rdpid; `--cpu help` lists them
+    #[arg(long, value_name = "MODEL[,±FEATURE]", default_value = "x86-64-v2", value_parser = parse_model, help_heading = "Machine")]
+    pub cpu: Model,
     /// Same input, same run: virtual time, one instruction a nanosecond
     #[arg(long, help_heading = "Machine")]
     pub deterministic: bool,
@@ -313,11 +313,8 @@ fn parse_memory(text: &str) -> Result<u64, String> {
     }
 }
 
-fn parse_model(text: &str) -> Result<&'static Model, String> {
-    Model::by_name(text).ok_or_else(|| {
-        let names: Vec<&str> = Model::all().iter().map(|model| model.name).collect();
-        format!("the models are: {}", names.join(", "))
-    })
+fn parse_model(text: &str) -> Result<Model, String> {
+    Model::parse(text).map_err(|why| why.to_string())
 }
 
 /// Letters of `--boot`.

@@ -40,7 +40,7 @@ pub fn choose(options: &Options) -> Result<Choice, Failure> {
 }
 
 fn under(kvm: Kvm, options: &Options) -> Choice {
-    let model = kvm.reduce(options.cpu);
+    let model = kvm.reduce(&options.cpu);
     Choice { factory: Arc::new(kvm), model }
 }
 

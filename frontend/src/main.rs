@@ -51,9 +51,19 @@ impl<E: Into<anyhow::Error>> From<E> for Failure {
     }
 }
 
+/// `--cpu help`, whatever else stands there.
+fn asks_for_models() -> bool {
+    let words: Vec<_> = std::env::args_os().skip(1).collect();
+    words.windows(2).any(|pair| pair == ["--cpu", "help"]) || words.iter().any(|word| word == "--cpu=help")
+}
+
 fn main() {
     if std::env::args_os().skip(1).eq(["engines"]) {
         print!("{}", engines::table());
+        return;
+    }
+    if asks_for_models() {
+        print!("{}", trimaran_cpu::model::Model::help());
         return;
     }
     let task = Task::from_command_line();

@@ -58,6 +58,8 @@ fn unknown_words_are_usage_errors() {
     for (option, word, hint) in [
         ("--engine", "magic", "interp"),
         ("--cpu", "z80", "x86-64-v2"),
+        ("--cpu", "max,+warp", "sse4_1"),
+        ("--cpu", "max,-sse4_1", "sse4_2"),
         ("--display", "hologram", "window"),
         ("--serial", "pty", "file:PATH"),
         ("--serial", "tcp:nowhere", "tcp:HOST:PORT"),

@@ -159,7 +159,7 @@ impl Machine {
             memory_bytes: board.memory.blocks().layout.ram_bytes,
             rom_bytes: board.memory.blocks().rom_len,
             test_bytes: board.memory.blocks().test_len,
-            model: self.core.model.name.into(),
+            model: self.core.model.name.to_string(),
             clock: board.clock.now(),
             turn: *locked(&self.core.vcpus.turn),
             cpus,

@@ -95,7 +95,12 @@ impl Bus for FlatBus {
 }
 
 /// The bus, RAM and what `count` processors need to run on them.
-fn board(ram_bytes: u64, mmio: Range<u64>, count: usize) -> (Arc<FlatBus>, Arc<Ram>, Vec<VcpuConfig>) {
+fn board(
+    model: &str,
+    ram_bytes: u64,
+    mmio: Range<u64>,
+    count: usize,
+) -> (Arc<FlatBus>, Arc<Ram>, Vec<VcpuConfig>) {
     let ram = Arc::new(Ram::anonymous(ram_bytes));
     let fence = CodeFence::new(count);
     let bus = Arc::new(FlatBus {
@@ -106,7 +111,7 @@ fn board(ram_bytes: u64, mmio: Range<u64>, count: usize) -> (Arc<FlatBus>, Arc<R
         times: Mutex::default(),
         mmio,
     });
-    let model = Arc::new(Model::default());
+    let model = Arc::new(Model::parse(model).unwrap_or_else(|why| panic!("{why}")));
     let config = |id| VcpuConfig {
         id,
         model: model.clone(),
@@ -127,9 +132,14 @@ pub struct Flat {
 }
 
 impl Flat {
-    /// A processor of the default model with `ram_bytes` of RAM.
+    /// A processor that has everything, with `ram_bytes` of RAM.
     pub fn new(ram_bytes: u64) -> Self {
-        let (bus, ram, mut configs) = board(ram_bytes, 0..0, 1);
+        Self::of("max", ram_bytes)
+    }
+
+    /// A processor of a model (as `--cpu` names them).
+    pub fn of(model: &str, ram_bytes: u64) -> Self {
+        let (bus, ram, mut configs) = board(model, ram_bytes, 0..0, 1);
         let config = configs.remove(0);
         Flat { vcpu: Vcpu::new(config.clone()), bus, ram, config }
     }
@@ -163,7 +173,7 @@ impl Machine {
         mmio: Range<u64>,
         count: usize,
     ) -> Self {
-        let (bus, ram, configs) = board(ram_bytes, mmio, count);
+        let (bus, ram, configs) = board("max", ram_bytes, mmio, count);
         let fence = bus.fence.clone();
         let config = configs[0].clone();
         let mut engines = configs.into_iter().map(|c| factory.create(c));

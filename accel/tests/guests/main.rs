@@ -570,7 +570,7 @@ fn takeovers_are_refused_with_a_reason() {
     more.features.leaf7_ecx |= 1 << 22;
     if let Err(why) = ask(&more, &state, false) {
         println!("{why}");
-        assert!(why.contains("kHz") || why.contains("RDPID"));
+        assert!(why.contains("kHz") || why.contains("rdpid"));
     }
     if !kvm.report().works(Trial::TimeStamp) {
         // Not a new machine: its TSC shows something.

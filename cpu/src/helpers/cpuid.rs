@@ -13,6 +13,10 @@ pub const XCR0_BITS: u64 = 3;
 /// Size of the XSAVE area for the components of XCR0: legacy region and header.
 const XSAVE_SIZE: u32 = 512 + 64;
 
+/// Bits of leaf 1 that follow the machine, not the model.
+const OSXSAVE: u32 = 1 << 27;
+const HTT: u32 = 1 << 28;
+
 /// The crystal that drives the APIC timer.
 const CRYSTAL_KHZ: u32 = 1_000_000;
 
@@ -51,12 +55,12 @@ impl Vcpu {
     pub fn cpuid(&self, leaf: u32, sub: u32) -> [u32; 4] {
         let m = &self.model;
         let f = &m.features;
-        const MAX: u32 = 0x16;
-        const MAX_EXTENDED: u32 = 0x8000_0008;
         // Above the last leaf Intel's processors answer with the last basic one.
         let leaf = match leaf {
-            0..=MAX | 0x4000_0000 | 0x8000_0000..=MAX_EXTENDED => leaf,
-            _ => MAX,
+            0x4000_0000 if f.leaf1_ecx & ecx1::HYPERVISOR != 0 => leaf,
+            _ if leaf <= m.last_leaf => leaf,
+            0x8000_0000.. if leaf <= m.last_extended_leaf => leaf,
+            _ => m.last_leaf,
         };
         let id = self.bus.apic_id(self.id);
         let cpus = self.bus.cpu_count() as u32;
@@ -65,19 +69,21 @@ impl Vcpu {
                 let mut w = words(&m.vendor);
                 let mut next = || w.next().unwrap_or(0);
                 let (b, d, c) = (next(), next(), next());
-                [MAX, b, c, d]
+                [m.last_leaf, b, c, d]
             }
             1 => {
-                let osxsave = if self.state.cr4 & cr4::OSXSAVE != 0 { ecx1::OSXSAVE } else { 0 };
-                let htt = if cpus > 1 { edx1::HTT } else { 0 };
-                let ebx = id << 24 | cpus.min(255) << 16 | 8 << 8;
+                let osxsave = if self.state.cr4 & cr4::OSXSAVE != 0 { OSXSAVE } else { 0 };
+                let htt = if cpus > 1 && m.last_leaf >= 4 { HTT } else { 0 };
+                let has = |bit: u32, field: u32| if f.leaf1_edx & bit != 0 { field } else { 0 };
+                let ebx = has(edx1::APIC, id << 24 | cpus.min(255) << 16) | has(edx1::CLFSH, 8 << 8);
                 let apic = match self.bus.read_apic_msr(self.id, 0x1B) {
                     Some(Ok(base)) if base & 1 << 11 != 0 => !0,
                     _ => !edx1::APIC,
                 };
                 [m.signature, ebx, f.leaf1_ecx | osxsave, (f.leaf1_edx | htt) & apic]
             }
-            // 64-byte lines, 32 KiB L1, 4 MiB L3: descriptors say "see leaf 4".
+            // The P6's own descriptors: 8 KiB L1, 256 KiB L2. Later: "see leaf 4": 64-byte lines, 32 KiB L1, 4 MiB L3.
+            2 if m.last_leaf < 4 => [0x0302_0101, 0, 0, 0x0604_0A42],
             2 => [0x00FF_FF01, 0, 0, 0],
             4 => cache(sub, cpus),
             5 => [64, 64, 3, 0],
@@ -88,7 +94,7 @@ impl Vcpu {
                 1 => [32 - (cpus - 1).leading_zeros().min(31), cpus, 2 << 8 | 1, id],
                 _ => [0, 0, sub & 0xFF, id],
             },
-            0xD => match sub {
+            0xD if f.leaf1_ecx & ecx1::XSAVE != 0 => match sub {
                 0 => [XCR0_BITS as u32, XSAVE_SIZE, XSAVE_SIZE, 0],
                 1 => [f.xsave_eax, 0, 0, 0],
                 _ => [0; 4],
@@ -104,7 +110,7 @@ impl Vcpu {
                 let mut next = || w.next().unwrap_or(0);
                 [0x4000_0000, next(), next(), next()]
             }
-            0x8000_0000 => [MAX_EXTENDED, 0, 0, 0],
+            0x8000_0000 => [m.last_extended_leaf, 0, 0, 0],
             0x8000_0001 => {
                 // SYSCALL exists in 64-bit mode only.
                 let syscall = if self.state.code64() { !0 } else { !crate::model::ext1::SYSCALL };

@@ -110,6 +110,7 @@ pub fn system_handler(x: &Instruction, i: &mut Insn) -> Option<Handler> {
         Rdmsr => msr::rdmsr,
         Wrmsr => msr::wrmsr,
         Rdtsc | Rdtscp => msr::rdtsc,
+        Rdpid => msr::rdpid,
         Rdpmc => msr::rdpmc,
         Cpuid => cpuid::cpuid,
         Syscall => syscall::syscall,

@@ -4,7 +4,7 @@ use crate::Vcpu;
 use crate::fault::Exit;
 use crate::insn::{Insn, W};
 use crate::memory::canonical;
-use crate::model::edx7;
+use crate::model::{Features, ebx7, ecx7, edx1, edx7, ext1};
 use crate::state::{cr0, cr4, efer, gpr, seg};
 
 /// MSR numbers (SDM Vol. 4).
@@ -50,6 +50,26 @@ const MTRRCAP: u64 = 8 | 1 << 8 | 1 << 10;
 /// Not vulnerable: RDCL_NO, IBRS_ALL, SKIP_L1DFL, MDS_NO, PSCHANGE_MC_NO, TAA_NO, and the stale-data ones.
 const ARCH_CAPABILITIES: u64 = 1 | 1 << 3 | 1 << 5 | 1 << 6 | 1 << 8 | 1 << 13 | 1 << 14 | 1 << 15;
 
+/// Whether a model has an MSR of those that came with a feature.
+fn exists(f: &Features, msr: u32) -> bool {
+    use index::*;
+    let d = |bit: u32| f.leaf1_edx & bit != 0;
+    match msr {
+        TSC => d(edx1::TSC),
+        TSC_ADJUST => f.leaf7_ebx & ebx7::TSC_ADJUST != 0,
+        ARCH_CAPABILITIES => f.leaf7_edx & edx7::ARCH_CAPABILITIES != 0,
+        SYSENTER_CS | SYSENTER_ESP | SYSENTER_EIP => d(edx1::SEP),
+        MCG_CAP | MCG_STATUS | MCG_CTL | 0x400..=0x427 => d(edx1::MCA),
+        PAT => d(edx1::PAT),
+        MTRRCAP | MTRR_DEF_TYPE | 0x200..=0x20F => d(edx1::MTRR),
+        EFER => f.ext1_edx & (ext1::SYSCALL | ext1::NX | ext1::LM) != 0,
+        STAR => f.ext1_edx & ext1::SYSCALL != 0,
+        LSTAR | CSTAR | SFMASK | FS_BASE | GS_BASE | KERNEL_GS_BASE => f.ext1_edx & ext1::LM != 0,
+        TSC_AUX => f.ext1_edx & ext1::RDTSCP != 0 || f.leaf7_ecx & ecx7::RDPID != 0,
+        _ => fixed_mtrr(msr).is_none() || d(edx1::MTRR),
+    }
+}
+
 /// Position of a fixed-range MTRR, or None.
 fn fixed_mtrr(msr: u32) -> Option<usize> {
     match msr {
@@ -83,6 +103,9 @@ impl Vcpu {
         if let Some(answer) = self.bus.read_apic_msr(self.id, msr) {
             return answer.ok();
         }
+        if !exists(&self.model.features, msr) {
+            return None;
+        }
         if msr == TSC {
             return Some(self.time_stamp());
         }
@@ -96,9 +119,7 @@ impl Vcpu {
             BIOS_SIGN_ID => m.bios_sign_id,
             SMBASE if s.smm => m.smbase,
             MTRRCAP => self::MTRRCAP,
-            ARCH_CAPABILITIES if self.model.features.leaf7_edx & edx7::ARCH_CAPABILITIES != 0 => {
-                self::ARCH_CAPABILITIES
-            }
+            ARCH_CAPABILITIES => self::ARCH_CAPABILITIES,
             SYSENTER_CS => m.sysenter_cs,
             SYSENTER_ESP => m.sysenter_esp,
             SYSENTER_EIP => m.sysenter_eip,
@@ -133,6 +154,9 @@ impl Vcpu {
         use index::*;
         if let Some(answer) = self.bus.write_apic_msr(self.id, msr, value) {
             return answer.is_ok();
+        }
+        if !exists(&self.model.features, msr) {
+            return false;
         }
         match msr {
             TSC => {
@@ -192,7 +216,6 @@ impl Vcpu {
     }
 
     fn write_efer(&mut self, value: u64) -> bool {
-        use crate::model::ext1;
         let e = self.model.features.ext1_edx;
         let mut allowed = efer::LMA;
         for (bit, flag) in [(ext1::SYSCALL, efer::SCE), (ext1::LM, efer::LME), (ext1::NX, efer::NXE)] {
@@ -256,6 +279,13 @@ pub fn rdtsc(v: &mut Vcpu, i: &Insn) -> Result<(), Exit> {
         let aux = v.state.msr.tsc_aux;
         v.put_reg(W::D, gpr::RCX as u8, aux);
     }
+    Ok(())
+}
+
+/// RDPID: IA32_TSC_AUX into a general register.
+pub fn rdpid(v: &mut Vcpu, i: &Insn) -> Result<(), Exit> {
+    let aux = v.state.msr.tsc_aux;
+    v.put_reg(W::Q, i.r0, aux);
     Ok(())
 }
 

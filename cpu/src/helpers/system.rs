@@ -6,25 +6,6 @@ use crate::insn::{Insn, W};
 use crate::mmu::{Access, MAXPHYADDR};
 use crate::state::{Activity, attr, cr0, cr4, efer, gpr, seg};
 
-/// CR4 bits that exist.
-const CR4_BITS: u64 = cr4::VME
-    | cr4::PVI
-    | cr4::TSD
-    | cr4::DE
-    | cr4::PSE
-    | cr4::PAE
-    | cr4::MCE
-    | cr4::PGE
-    | cr4::PCE
-    | cr4::OSFXSR
-    | cr4::OSXMMEXCPT
-    | cr4::UMIP
-    | cr4::FSGSBASE
-    | cr4::PCIDE
-    | cr4::OSXSAVE
-    | cr4::SMEP
-    | cr4::SMAP;
-
 impl Vcpu {
     /// MOV to CR0 with all its consequences (SDM Vol. 3, "Control Registers").
     pub(crate) fn write_cr0(&mut self, value: u64) -> Result<(), Exit> {
@@ -117,22 +98,30 @@ impl Vcpu {
 
     /// CR4 bits of this model.
     fn cr4_allowed(&self) -> u64 {
-        use crate::model::{ebx7, ecx1, ecx7};
+        use crate::model::{ebx7, ecx1, ecx7, edx1};
         let f = &self.model.features;
-        let mut bits = CR4_BITS;
-        for (on, bit) in [
-            (f.leaf7_ebx & ebx7::SMEP != 0, cr4::SMEP),
-            (f.leaf7_ebx & ebx7::SMAP != 0, cr4::SMAP),
-            (f.leaf7_ebx & ebx7::FSGSBASE != 0, cr4::FSGSBASE),
-            (f.leaf7_ecx & ecx7::UMIP != 0, cr4::UMIP),
-            (f.leaf1_ecx & ecx1::PCID != 0, cr4::PCIDE),
-            (f.leaf1_ecx & ecx1::XSAVE != 0, cr4::OSXSAVE),
-        ] {
-            if !on {
-                bits &= !bit;
-            }
-        }
-        bits
+        // CR4.PCE came with the P6, as CMOV did.
+        [
+            (f.leaf1_edx & edx1::VME, cr4::VME | cr4::PVI),
+            (f.leaf1_edx & edx1::TSC, cr4::TSD),
+            (f.leaf1_edx & edx1::DE, cr4::DE),
+            (f.leaf1_edx & edx1::PSE, cr4::PSE),
+            (f.leaf1_edx & edx1::PAE, cr4::PAE),
+            (f.leaf1_edx & edx1::MCE, cr4::MCE),
+            (f.leaf1_edx & edx1::PGE, cr4::PGE),
+            (f.leaf1_edx & edx1::CMOV, cr4::PCE),
+            (f.leaf1_edx & edx1::FXSR, cr4::OSFXSR),
+            (f.leaf1_edx & edx1::SSE, cr4::OSXMMEXCPT),
+            (f.leaf7_ebx & ebx7::SMEP, cr4::SMEP),
+            (f.leaf7_ebx & ebx7::SMAP, cr4::SMAP),
+            (f.leaf7_ebx & ebx7::FSGSBASE, cr4::FSGSBASE),
+            (f.leaf7_ecx & ecx7::UMIP, cr4::UMIP),
+            (f.leaf1_ecx & ecx1::PCID, cr4::PCIDE),
+            (f.leaf1_ecx & ecx1::XSAVE, cr4::OSXSAVE),
+        ]
+        .iter()
+        .filter(|(feature, _)| *feature != 0)
+        .fold(0, |bits, (_, bit)| bits | bit)
     }
 
     /// #DB if DR7.GD guards the debug registers; DR4 and DR5 are DR6 and DR7 unless CR4.DE.

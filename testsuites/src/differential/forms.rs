@@ -9,7 +9,7 @@ use rand::rngs::SmallRng;
 use rand::{Rng, SeedableRng};
 use std::collections::BTreeMap;
 use std::sync::OnceLock;
-use trimaran_cpu::model::Model;
+use trimaran_cpu::model::Features;
 
 /// The forms of one code size.
 pub struct Forms {
@@ -138,7 +138,7 @@ impl Forms {
 
     fn find(bits: u32) -> Self {
         let mut rng = SmallRng::seed_from_u64(11);
-        let features = Model::default().features;
+        let features = Features::all();
         // With a register and with memory: an instruction has at most one operand in memory.
         let mut found: BTreeMap<(usize, bool, bool), Instruction> = BTreeMap::new();
         for _ in 0..700_000 {

@@ -8,7 +8,7 @@ use iced_x86::{Code, Decoder, DecoderOptions, FlowControl, Instruction, Mnemonic
 use rand::rngs::SmallRng;
 use rand::{Rng, SeedableRng};
 use std::collections::HashMap;
-use trimaran_cpu::model::Model;
+use trimaran_cpu::model::Features;
 
 /// Everything before the operand bytes, ModRM last.
 #[derive(Clone)]
@@ -95,7 +95,7 @@ fn disputed(x: &Instruction, bytes: &[u8]) -> Option<&'static str> {
 impl Generator {
     pub fn new() -> Self {
         let mut rng = SmallRng::seed_from_u64(7);
-        let features = Model::default().features;
+        let features = Features::all();
         let mut found: HashMap<Code, Vec<Template>> = HashMap::new();
         for _ in 0..1_500_000 {
             let (head, bytes) = random_bytes(&mut rng);

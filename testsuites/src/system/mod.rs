@@ -120,12 +120,17 @@ const DATA_BITS: u16 = attr::P | attr::S | attr::RW | attr::A;
 impl Bench {
     /// 32-bit protected mode at CPL 0, flat segments, no paging.
     pub fn protected() -> Self {
-        Self::new(false)
+        Self::of("max")
+    }
+
+    /// The same on a model (as `--cpu` names them).
+    pub fn of(model: &str) -> Self {
+        Self::new(model, false)
     }
 
     /// 64-bit mode at CPL 0 with the first 2 MiB mapped to themselves in pages of 4 KiB for the supervisor.
     pub fn long() -> Self {
-        let mut b = Self::new(true);
+        let mut b = Self::new("max", true);
         b.page(Paging::Level4);
         b
     }
@@ -135,13 +140,13 @@ impl Bench {
         if paging == Paging::Level4 {
             return Self::long();
         }
-        let mut b = Self::new(false);
+        let mut b = Self::new("max", false);
         b.page(paging);
         b
     }
 
-    fn new(long: bool) -> Self {
-        let flat = Flat::new(0x100_0000);
+    fn new(model: &str, long: bool) -> Self {
+        let flat = Flat::of(model, 0x100_0000);
         let name = engine::name_from_environment();
         // These programs run once: a translator must not wait until they are warm.
         let factory = engine::eager(&name, 1).unwrap_or_else(|why| panic!("{why}"));

@@ -5,6 +5,7 @@
 
 mod code_fetch;
 mod debug_events;
+mod models;
 mod modes;
 mod paging;
 mod privilege;

@@ -60,7 +60,7 @@ pub const BUFFER: u64 = 0x2000;
 pub fn vcpu() -> Vcpu {
     let mut v = Vcpu::new(VcpuConfig {
         id: 0,
-        model: Arc::new(Model::default()),
+        model: Arc::new(Model::parse("max").unwrap()),
         ram: Arc::new(Ram::anonymous(1 << 16)),
         bus: Arc::new(Flat),
         fence: CodeFence::new(1),

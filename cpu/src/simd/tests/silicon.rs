@@ -10,7 +10,7 @@ use super::{BUFFER, operand, random_mxcsr, vcpu};
 use crate::Vcpu;
 use crate::blocks::BlockKey;
 use crate::decode;
-use crate::model::Model;
+use crate::model::Features;
 use crate::simd::handler;
 use crate::state::{RFlags, gpr};
 use iced_x86::code_asm::*;
@@ -102,7 +102,7 @@ fn forms(rng: &mut SmallRng) -> Vec<(Instruction, Vec<u8>)> {
     let first = [Some(XMM0), Some(MM0), Some(EAX), Some(RAX), None];
     let second = [Some(XMM1), Some(MM1), Some(ECX), Some(RCX), Some(CL), Some(CX), None];
     let mut out = Vec::new();
-    let features = Model::default().features;
+    let features = Features::all();
     for code in Code::values() {
         let mut probe = Instruction::default();
         probe.set_code(code);
