@@ -2,6 +2,8 @@
 //! [`Flat`] machine, and an IDT whose 256 handlers are one HLT each, so that a test can see which event came and
 //! what it pushed.
 
+pub mod cases;
+
 use crate::engine;
 use crate::flat::Flat;
 use iced_x86::IcedError;

@@ -1,9 +1,17 @@
 //! SDM Vol. 3, "Task Management", "System Management Mode".
 
+use crate::system::*;
 use iced_x86::code_asm::*;
 use trimaran_cpu::shared::attention;
 use trimaran_cpu::state::{RFlags, attr};
-use trimaran_testsuites::system::*;
+
+pub const CASES: super::List = &[
+    ("jump", jump),
+    ("call_and_return", call_and_return),
+    ("task_gate", task_gate),
+    ("checks", checks),
+    ("smi_and_rsm", smi_and_rsm),
+];
 
 const SECOND: u64 = 0x9000;
 
@@ -35,7 +43,6 @@ fn busy(b: &Bench, selector: u16) -> bool {
 }
 
 /// JMP to a TSS: old task free, new one busy, no link.
-#[test]
 fn jump() {
     let mut b = bench(|a| a.hlt());
     b.code(|a| {
@@ -52,7 +59,6 @@ fn jump() {
 }
 
 /// CALL to a TSS and IRET back: NT, the link, both busy in between.
-#[test]
 fn call_and_return() {
     let mut b = bench(|a| {
         a.pushfd()?;
@@ -77,7 +83,6 @@ fn call_and_return() {
 }
 
 /// A task gate in the IDT; an exception's error code goes to the new task's stack.
-#[test]
 fn task_gate() {
     let mut b = bench(|a| {
         a.pop(ecx)?;
@@ -95,7 +100,6 @@ fn task_gate() {
 }
 
 /// A busy TSS is #GP, an absent one #NP, a short one #TS.
-#[test]
 fn checks() {
     for (name, attributes, limit, expected) in
         [("busy", attr::P | 11, 0x67, 13), ("absent", 9, 0x67, 11), ("short", attr::P | 9, 0x66, 10)]
@@ -108,7 +112,6 @@ fn checks() {
 }
 
 /// "SMI and RSM": what the program sees is as if nothing had happened.
-#[test]
 fn smi_and_rsm() {
     for long in [false, true] {
         let mut b = if long { Bench::long() } else { Bench::protected() };

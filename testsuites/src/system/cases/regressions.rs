@@ -1,14 +1,21 @@
 //! What the comparison with silicon found, as cases of their own, for hosts that cannot compare.
 
+use crate::system::*;
 use iced_x86::IcedError;
 use iced_x86::code_asm::*;
-use trimaran_testsuites::system::*;
+
+pub const CASES: super::List = &[
+    ("x87_status", x87_status),
+    ("x87_stores_check_their_place", x87_stores_check_their_place),
+    ("cr2_of_a_store_that_crosses", cr2_of_a_store_that_crosses),
+    ("ignored_segment_prefix", ignored_segment_prefix),
+    ("last_x87_opcode", last_x87_opcode),
+];
 
 /// x87 state before (control, status, tags); a program; the status word after.
 type Row = (&'static str, u16, u16, u8, fn(&mut CodeAssembler) -> Result<(), IcedError>, u16);
 
 /// Stack faults and denormals (SDM Vol. 1, "x87 FPU Floating-Point Exception Conditions").
-#[test]
 fn x87_status() {
     let rows: &[Row] = &[
         (
@@ -51,7 +58,6 @@ fn x87_status() {
 }
 
 /// A store that an unmasked #IA suppresses must still find its place.
-#[test]
 fn x87_stores_check_their_place() {
     type Emit = fn(&mut CodeAssembler) -> Result<(), IcedError>;
     let programs: [Emit; 4] = [
@@ -72,7 +78,6 @@ fn x87_stores_check_their_place() {
 }
 
 /// CR2 of a store across pages is the first byte of the page that faults.
-#[test]
 fn cr2_of_a_store_that_crosses() {
     let mut b = Bench::long();
     b.map(PAGE + 0x1000, 0);
@@ -82,7 +87,6 @@ fn cr2_of_a_store_that_crosses() {
 }
 
 /// In 64-bit mode a DS prefix does not turn #SS off RSP into #GP.
-#[test]
 fn ignored_segment_prefix() {
     let mut b = Bench::long();
     b.code(|a| {
@@ -94,7 +98,6 @@ fn ignored_segment_prefix() {
 }
 
 /// FOP is that of the last instruction with an unmasked exception (SDM Vol. 1, "Fopcode Compatibility Sub-mode").
-#[test]
 fn last_x87_opcode() {
     let mut b = Bench::protected();
     b.put(PAGE, 0x37B);

@@ -1,7 +1,13 @@
 //! What a model lacks is not there: instructions are #UD or what their bytes meant before, CR4's bits and MSRs are #GP.
 
+use crate::system::{Bench, CODE};
 use trimaran_cpu::state::{cr4, gpr};
-use trimaran_testsuites::system::{Bench, CODE};
+
+pub const CASES: super::List = &[
+    ("instructions_follow_the_model", instructions_follow_the_model),
+    ("cr4_and_msrs_follow_the_model", cr4_and_msrs_follow_the_model),
+    ("cpuid_ends_where_the_model_does", cpuid_ends_where_the_model_does),
+];
 
 /// Runs one instruction on a model; the vector of its exception.
 fn run(model: &str, bytes: &[u8], prepare: impl Fn(&mut Bench)) -> (Option<u8>, Bench) {
@@ -11,13 +17,12 @@ fn run(model: &str, bytes: &[u8], prepare: impl Fn(&mut Bench)) -> (Option<u8>, 
     prepare(&mut b);
     let outcome = b.run();
     let vector = match outcome {
-        trimaran_testsuites::system::Outcome::Halted(_) => None,
+        crate::system::Outcome::Halted(_) => None,
         other => Some(other.fault().0),
     };
     (vector, b)
 }
 
-#[test]
 fn instructions_follow_the_model() {
     const CPUID: &[u8] = &[0x0F, 0xA2];
     const RDTSC: &[u8] = &[0x0F, 0x31];
@@ -46,7 +51,6 @@ fn instructions_follow_the_model() {
     }
 }
 
-#[test]
 fn cr4_and_msrs_follow_the_model() {
     // MOV CR4, EAX.
     let set_cr4 = |model: &str, bits: u64| {
@@ -75,7 +79,6 @@ fn cr4_and_msrs_follow_the_model() {
     }
 }
 
-#[test]
 fn cpuid_ends_where_the_model_does() {
     let ask = |model: &str, leaf: u64| {
         let (fault, b) = run(model, &[0x0F, 0xA2], |b| b.flat.vcpu.state.gpr[gpr::RAX] = leaf);

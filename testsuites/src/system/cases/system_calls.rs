@@ -1,12 +1,20 @@
 //! SDM Vol. 3, "Fast System Calls in 64-Bit Mode", "SYSENTER and SYSEXIT"; SDM Vol. 2 for the checks of single
 //! instructions.
 
+use crate::system::*;
 use iced_x86::code_asm::*;
 use trimaran_cpu::state::{RFlags, cr0, cr4, efer, seg};
-use trimaran_testsuites::system::*;
+
+pub const CASES: super::List = &[
+    ("syscall_and_sysret", syscall_and_sysret),
+    ("sysenter_and_sysexit", sysenter_and_sysexit),
+    ("coprocessor_availability", coprocessor_availability),
+    ("save_area_checks", save_area_checks),
+    ("alignment_check", alignment_check),
+    ("long_mode_instructions", long_mode_instructions),
+];
 
 /// SYSCALL and SYSRET: selectors from STAR, RFLAGS through R11 and FMASK.
-#[test]
 fn syscall_and_sysret() {
     let mut b = Bench::long();
     b.map_user();
@@ -54,7 +62,6 @@ fn syscall_and_sysret() {
 }
 
 /// SYSENTER and SYSEXIT from 32-bit mode.
-#[test]
 fn sysenter_and_sysexit() {
     let mut b = Bench::protected();
     let s = &mut b.flat.vcpu.state;
@@ -88,7 +95,6 @@ fn sysenter_and_sysexit() {
 }
 
 /// #NM, #UD of x87 and SSE by CR0 and CR4; #MF.
-#[test]
 fn coprocessor_availability() {
     for (cr0_bits, cr4_bits, bytes, expected) in [
         (cr0::EM, 0, &[0xD9, 0xEE][..], Some(7)),
@@ -130,7 +136,6 @@ fn coprocessor_availability() {
 }
 
 /// FXSAVE and FXRSTOR: alignment, MXCSR's reserved bits; XRSTOR's header.
-#[test]
 fn save_area_checks() {
     let case = |f: &dyn Fn(&mut Bench), g: &dyn Fn(&mut CodeAssembler) -> Result<(), iced_x86::IcedError>| {
         let mut b = Bench::long();
@@ -174,7 +179,6 @@ fn save_area_checks() {
 }
 
 /// Alignment checks: CR0.AM, EFLAGS.AC, CPL 3.
-#[test]
 fn alignment_check() {
     for (am, ac, cpl, expected) in [
         (true, true, 3, (17, 0)),
@@ -195,7 +199,6 @@ fn alignment_check() {
 }
 
 /// 64-bit mode: what no longer exists, and what limits no longer check.
-#[test]
 fn long_mode_instructions() {
     for bytes in
         [&[0x06][..], &[0x27], &[0x37], &[0x60], &[0x62, 0, 0], &[0x9A, 0, 0, 0, 0, 8, 0], &[0xCE], &[0xD6]]

@@ -1,12 +1,26 @@
 //! SDM Vol. 3, "Privilege Levels", "Call Gates", "Interrupt and Exception Handling", "Virtual-8086 Mode".
 
+use crate::system::*;
 use iced_x86::code_asm::*;
 use trimaran_cpu::engine::Stop;
 use trimaran_cpu::state::{RFlags, cr4, seg};
-use trimaran_testsuites::system::*;
+
+pub const CASES: super::List = &[
+    ("call_gate", call_gate),
+    ("call_gate_checks", call_gate_checks),
+    ("interrupt_and_return", interrupt_and_return),
+    ("software_interrupt_privilege", software_interrupt_privilege),
+    ("iret_checks", iret_checks),
+    ("privileged_instructions", privileged_instructions),
+    ("io_permission_bitmap", io_permission_bitmap),
+    ("virtual_8086", virtual_8086),
+    ("virtual_mode_extensions", virtual_mode_extensions),
+    ("double_and_triple_fault", double_and_triple_fault),
+    ("long_mode_frames", long_mode_frames),
+    ("fault_priority", fault_priority),
+];
 
 /// "Call gates": more privilege, parameters copied to the new stack, and RETF n back.
-#[test]
 fn call_gate() {
     let mut b = Bench::protected();
     b.describe(sel::SPARE, gate(sel::CODE0, 0x9000, 12, 3, 2));
@@ -36,7 +50,6 @@ fn call_gate() {
 }
 
 /// A gate whose DPL is below CPL or RPL, is absent, or leads nowhere.
-#[test]
 fn call_gate_checks() {
     let spare = u64::from(sel::SPARE);
     for (name, descriptor, expected) in [
@@ -55,7 +68,6 @@ fn call_gate_checks() {
 }
 
 /// "Interrupt gates": ring 3 to 0 and back with IRET.
-#[test]
 fn interrupt_and_return() {
     for long in [false, true] {
         let mut b = if long { Bench::long() } else { Bench::protected() };
@@ -92,7 +104,6 @@ fn interrupt_and_return() {
 }
 
 /// INT n through a gate of less DPL: #GP(vector * 8 + 2).
-#[test]
 fn software_interrupt_privilege() {
     for long in [false, true] {
         let mut b = if long { Bench::long() } else { Bench::protected() };
@@ -111,7 +122,6 @@ fn software_interrupt_privilege() {
 }
 
 /// IRET to a null CS, an absent one, SS of another level.
-#[test]
 fn iret_checks() {
     for (name, code, stack, expected) in [
         ("null CS", 0u16, sel::DATA3, (13, 0)),
@@ -135,7 +145,6 @@ fn iret_checks() {
 }
 
 /// "IOPL-sensitive instructions", and those that only CPL 0 may execute.
-#[test]
 fn privileged_instructions() {
     let programs: [(&str, &[u8], bool); 14] = [
         ("CLI", &[0xFA], true),
@@ -177,7 +186,6 @@ fn privileged_instructions() {
 }
 
 /// "I/O Permission Bit Map".
-#[test]
 fn io_permission_bitmap() {
     for (port, size, expected) in
         [(0x10u16, 1u8, 3), (0x11, 1, 13), (0x10, 2, 13), (0x12, 4, 3), (0x800, 1, 13)]
@@ -201,7 +209,6 @@ fn io_permission_bitmap() {
 }
 
 /// "Entering and Leaving Virtual-8086 Mode": by IRETD, out by an interrupt with nine words pushed.
-#[test]
 fn virtual_8086() {
     let enter = |flags: u32, program: &[u8]| {
         let mut b = Bench::protected();
@@ -244,7 +251,6 @@ fn virtual_8086() {
 }
 
 /// "Virtual Mode Extensions": VIF and VIP, the interrupt redirection bitmap.
-#[test]
 fn virtual_mode_extensions() {
     let enter = |flags: u32, program: &[u8]| {
         let mut b = Bench::protected();
@@ -286,7 +292,6 @@ fn virtual_mode_extensions() {
 }
 
 /// "Double Fault", "triple fault": contributory exceptions and page faults.
-#[test]
 fn double_and_triple_fault() {
     // #GP whose gate is absent: #NP is contributory: #DF(0).
     let mut b = Bench::protected();
@@ -324,7 +329,6 @@ fn double_and_triple_fault() {
 }
 
 /// "Interrupt Stack Table", and the alignment of the frame in long mode.
-#[test]
 fn long_mode_frames() {
     let mut b = Bench::long();
     b.put(TSS + 0x24, 0x6FFB);
@@ -343,7 +347,6 @@ fn long_mode_frames() {
 
 /// Priority: a fetch that faults goes before #UD, #GP of a privileged instruction before its operand's #PF,
 /// #DE after the operand's #PF.
-#[test]
 fn fault_priority() {
     let mut b = Bench::long();
     b.map_user();

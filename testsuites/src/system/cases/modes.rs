@@ -1,9 +1,21 @@
 //! Real-address mode, compatibility mode, descriptor-table instructions, and what single instructions check.
 
+use crate::system::*;
 use iced_x86::IcedError;
 use iced_x86::code_asm::*;
 use trimaran_cpu::state::{RFlags, Segment, attr, cr0, cr4, seg};
-use trimaran_testsuites::system::*;
+
+pub const CASES: super::List = &[
+    ("real_mode_events", real_mode_events),
+    ("real_to_protected_and_back", real_to_protected_and_back),
+    ("compatibility_mode", compatibility_mode),
+    ("call_gate_64", call_gate_64),
+    ("system_segment_loads", system_segment_loads),
+    ("instruction_checks", instruction_checks),
+    ("protected_mode_virtual_interrupts", protected_mode_virtual_interrupts),
+    ("stack_width", stack_width),
+    ("task_switch_trap", task_switch_trap),
+];
 
 /// Real-address mode at 0:[`CODE`] with an IVT of HLTs.
 fn real() -> Bench {
@@ -33,7 +45,6 @@ fn real_frame(b: &Bench, outcome: Outcome) -> (u64, u64, u64, u64) {
 }
 
 /// "Real-Address Mode": three words, no error code; limits of 64 KiB.
-#[test]
 fn real_mode_events() {
     let mut b = real();
     b.assemble(16, CODE, |a| a.int(0x21));
@@ -68,7 +79,6 @@ fn real_mode_events() {
 }
 
 /// Into protected mode and back: limits and bases stay until the segment is loaded ("unreal mode").
-#[test]
 fn real_to_protected_and_back() {
     let mut b = real();
     b.put(0x4_1234, 0x77);
@@ -92,7 +102,6 @@ fn real_to_protected_and_back() {
 }
 
 /// "Compatibility Mode": IRETQ into 32-bit code under long mode; a far return to 64-bit code.
-#[test]
 fn compatibility_mode() {
     let mut b = Bench::long();
     b.map_user();
@@ -115,7 +124,6 @@ fn compatibility_mode() {
 }
 
 /// "Call gates" of 64-bit mode: 16 bytes, no parameters, SS null inside.
-#[test]
 fn call_gate_64() {
     let mut b = Bench::long();
     b.map_user();
@@ -142,7 +150,6 @@ fn call_gate_64() {
 }
 
 /// LLDT, LTR: types, presence, the busy bit.
-#[test]
 fn system_segment_loads() {
     let load = |descriptor: u64, tr: bool| {
         let mut b = Bench::protected();
@@ -179,7 +186,6 @@ fn system_segment_loads() {
 }
 
 /// Exceptions of single instructions.
-#[test]
 fn instruction_checks() {
     type Emit = fn(&mut CodeAssembler) -> Result<(), IcedError>;
     // Name, 64-bit mode, CPL, CR4 bits, program, expected.
@@ -348,7 +354,6 @@ fn dword_bcst_free() -> AsmMemoryOperand {
 }
 
 /// "Protected-Mode Virtual Interrupts": CLI and STI at CPL 3 change VIF.
-#[test]
 fn protected_mode_virtual_interrupts() {
     for (vip, sti, expected) in [(false, true, (3, 1 << 19)), (false, false, (3, 0)), (true, true, (13, 0))] {
         let mut b = Bench::protected();
@@ -371,7 +376,6 @@ fn protected_mode_virtual_interrupts() {
 }
 
 /// The stack width: a 16-bit stack wraps at 64 KiB and leaves the upper half of ESP.
-#[test]
 fn stack_width() {
     let mut b = Bench::protected();
     b.flat.vcpu.state.seg[seg::SS].attributes &= !attr::DB;
@@ -386,7 +390,6 @@ fn stack_width() {
 }
 
 /// T bit of a TSS: #DB with BT after the switch.
-#[test]
 fn task_switch_trap() {
     let mut b = Bench::protected();
     for (offset, value) in [(0x20, 0x9000u32), (0x24, 2), (0x38, STACK0 as u32), (0x64, 1)] {

@@ -1,8 +1,16 @@
 //! SDM Vol. 3, "Protection": limits, types, loading of segment registers.
 
+use crate::system::*;
 use iced_x86::code_asm::*;
 use trimaran_cpu::state::{Segment, attr, seg};
-use trimaran_testsuites::system::*;
+
+pub const CASES: super::List = &[
+    ("limits_and_types", limits_and_types),
+    ("loading", loading),
+    ("stack_faults", stack_faults),
+    ("conforming_code", conforming_code),
+    ("selector_queries", selector_queries),
+];
 
 const DATA: u16 = attr::P | attr::S | attr::RW | attr::A | attr::DB;
 
@@ -25,7 +33,6 @@ fn access(descriptor: u64, offset: u32, size: u32, write: bool) -> Outcome {
 }
 
 /// "Limit Checking" and "Type Checking".
-#[test]
 fn limits_and_types() {
     let data = |limit, bits| descriptor(PAGE as u32, limit, DATA | bits);
     access(data(0xFFF, 0), 0xFFC, 4, true).halted();
@@ -57,7 +64,6 @@ fn limits_and_types() {
 }
 
 /// "Loading Segment Registers": what MOV SS refuses; null selectors; the accessed bit.
-#[test]
 fn loading() {
     let load = |which: AsmRegisterSegment, selector: u16, descriptor: u64| {
         let mut b = Bench::protected();
@@ -101,7 +107,6 @@ fn loading() {
 }
 
 /// "Stack faults": PUSH, POP and EBP-based operands against SS are #SS(0).
-#[test]
 fn stack_faults() {
     type Emit = fn(&mut CodeAssembler) -> Result<(), iced_x86::IcedError>;
     let cases: [Emit; 4] = [
@@ -141,7 +146,6 @@ fn stack_faults() {
 }
 
 /// "Conforming code segments": a far jump keeps CPL; a non-conforming one of DPL 0 is refused.
-#[test]
 fn conforming_code() {
     for (conforming, dpl, expected) in
         [(true, 0, None), (false, 0, Some((13, u64::from(sel::SPARE)))), (true, 3, None), (false, 3, None)]
@@ -162,7 +166,6 @@ fn conforming_code() {
 }
 
 /// LAR, LSL, VERR, VERW: ZF says whether the selector may be used.
-#[test]
 fn selector_queries() {
     let mut b = Bench::protected();
     let read_only = descriptor(0, 0x1234, (DATA & !attr::RW) | 3 << 5);

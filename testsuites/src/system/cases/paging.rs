@@ -1,8 +1,8 @@
 //! SDM Vol. 3, "Paging".
 
+use crate::system::*;
 use iced_x86::code_asm::*;
 use trimaran_cpu::state::{RFlags, cr0, cr4, efer};
-use trimaran_testsuites::system::*;
 
 const P: u64 = 1;
 const W: u64 = 2;
@@ -19,6 +19,19 @@ enum Do {
 }
 use Do::*;
 
+pub const CASES: super::List = &[
+    ("access_rights", access_rights),
+    ("execute_disable", execute_disable),
+    ("reserved_bits", reserved_bits),
+    ("large_pages", large_pages),
+    ("accessed_and_dirty", accessed_and_dirty),
+    ("invalidation", invalidation),
+    ("invalidation_of_a_large_page", invalidation_of_a_large_page),
+    ("pdptes", pdptes),
+    ("canonical_addresses", canonical_addresses),
+    ("control_register_checks", control_register_checks),
+];
+
 fn touch(b: &mut Bench, what: Do) {
     b.code(|a| {
         match what {
@@ -32,7 +45,6 @@ fn touch(b: &mut Bench, what: Do) {
 }
 
 /// "Access Rights", "Page-Fault Exceptions": what each combination gives, in each paging mode.
-#[test]
 fn access_rights() {
     // CPL, access, page bits, CR0.WP, CR4.SMEP, CR4.SMAP, EFLAGS.AC, error code (None: allowed).
     type Row = (u8, Do, u64, bool, bool, bool, bool, Option<u64>);
@@ -98,7 +110,6 @@ fn access_rights() {
 }
 
 /// "Execute-disable": XD faults with NXE, and is reserved without.
-#[test]
 fn execute_disable() {
     for paging in [Paging::Pae, Paging::Level4] {
         for (nxe, what, expected) in [
@@ -121,7 +132,6 @@ fn execute_disable() {
 }
 
 /// "Reserved bits": RSVD with P in the error code.
-#[test]
 fn reserved_bits() {
     let mut b = Bench::long();
     b.map(PAGE, P | W | 1 << 45);
@@ -149,7 +159,6 @@ fn reserved_bits() {
 }
 
 /// "Page-size extensions": PS counts with CR4.PSE only; PAE and 4-level pages of 2 MiB and 1 GiB.
-#[test]
 fn large_pages() {
     let read = |b: &mut Bench, at: u32| {
         b.put(0x80_0123, 0xCAFE_F00D);
@@ -177,7 +186,6 @@ fn large_pages() {
 }
 
 /// "Accessed and Dirty Flags".
-#[test]
 fn accessed_and_dirty() {
     for paging in [Paging::Bits32, Paging::Pae, Paging::Level4] {
         let mut b = Bench::paged(paging);
@@ -205,7 +213,6 @@ fn accessed_and_dirty() {
 }
 
 /// "Invalidation of TLBs": INVLPG drops one page, MOV to CR3 all but global ones, CR4.PGE all.
-#[test]
 fn invalidation() {
     // Reads PAGE, remaps it to the next page, does `f`, reads again.
     let run = |global: bool, f: &dyn Fn(&mut CodeAssembler) -> Result<(), iced_x86::IcedError>| {
@@ -245,7 +252,6 @@ fn invalidation() {
 }
 
 /// "Invalidation of TLBs": INVLPG with any address in a large page drops all of that page.
-#[test]
 fn invalidation_of_a_large_page() {
     let mut b = Bench::long();
     let directory = TABLES + 0x2000;
@@ -265,7 +271,6 @@ fn invalidation_of_a_large_page() {
 }
 
 /// "PAE Paging": the PDPTEs are loaded with CR3; reserved bits there are #GP(0), not #PF.
-#[test]
 fn pdptes() {
     let mut b = Bench::paged(Paging::Pae);
     b.put(TABLES + 8, 1 | 1 << 1);
@@ -285,7 +290,6 @@ fn pdptes() {
 }
 
 /// "Canonical Addressing": #GP(0), or #SS(0) off the stack.
-#[test]
 fn canonical_addresses() {
     for (stack, vector) in [(false, 13), (true, 12)] {
         let mut b = Bench::long();
@@ -312,7 +316,6 @@ fn canonical_addresses() {
 }
 
 /// MOV to CR0, CR4, CR3, EFER: combinations that are #GP(0).
-#[test]
 fn control_register_checks() {
     let b = |long| if long { Bench::long() } else { Bench::protected() };
     let case = |long: bool, f: &dyn Fn(&mut CodeAssembler) -> Result<(), iced_x86::IcedError>| {

@@ -1,16 +1,24 @@
 //! SDM Vol. 3, "Debug", and the windows in which interrupts and NMIs wait.
 
+use crate::system::*;
 use iced_x86::code_asm::*;
 use trimaran_cpu::shared::attention;
 use trimaran_cpu::state::RFlags;
-use trimaran_testsuites::system::*;
+
+pub const CASES: super::List = &[
+    ("trap_flag", trap_flag),
+    ("instruction_breakpoint", instruction_breakpoint),
+    ("data_breakpoint", data_breakpoint),
+    ("debug_registers", debug_registers),
+    ("interrupt_shadow", interrupt_shadow),
+    ("nmi_blocking", nmi_blocking),
+];
 
 fn single_step(b: &mut Bench) {
     b.flat.vcpu.state.rflags |= RFlags::TF;
 }
 
 /// "Single-Step Exception": after each instruction, DR6.BS; TF is clear in the handler and set in the image.
-#[test]
 fn trap_flag() {
     for long in [false, true] {
         let mut b = if long { Bench::long() } else { Bench::protected() };
@@ -74,7 +82,6 @@ fn trap_flag() {
 }
 
 /// "Instruction-Breakpoint Exception Condition": a fault before the instruction; RF suppresses it once.
-#[test]
 fn instruction_breakpoint() {
     let mut b = Bench::protected();
     let end = b.code(|a| {
@@ -96,7 +103,6 @@ fn instruction_breakpoint() {
 }
 
 /// "Data-Breakpoint Exception Condition": a trap after the access.
-#[test]
 fn data_breakpoint() {
     // Kind (1: write, 3: both), length code, address of the access, write, hit.
     for (kind, len, address, write, hit) in [
@@ -129,7 +135,6 @@ fn data_breakpoint() {
 }
 
 /// "General-Detect Exception Condition": DR7.GD; and CR4.DE over DR4 and DR5.
-#[test]
 fn debug_registers() {
     let mut b = Bench::protected();
     b.code(|a| a.mov(eax, dr0));
@@ -151,7 +156,6 @@ fn debug_registers() {
 }
 
 /// STI holds interrupts back by one instruction; so does MOV SS.
-#[test]
 fn interrupt_shadow() {
     let mut b = Bench::protected();
     b.code(|a| {
@@ -191,7 +195,6 @@ fn interrupt_shadow() {
 }
 
 /// "Nonmaskable Interrupts": blocked from delivery to IRET.
-#[test]
 fn nmi_blocking() {
     let mut b = Bench::protected();
     b.interrupt_gate(2, 0x9000, 0);

@@ -1,13 +1,26 @@
 //! Fetching and changing code (SDM Vol. 3, "Self-Modifying Code"), LOCK, lengths, restartable strings.
 
+use crate::system::*;
 use iced_x86::code_asm::*;
 use std::sync::atomic::Ordering::SeqCst;
 use trimaran_cpu::shared::attention;
 use trimaran_cpu::state::gpr;
-use trimaran_testsuites::system::*;
+
+pub const CASES: super::List = &[
+    ("self_modifying_next_instruction", self_modifying_next_instruction),
+    ("self_modifying_loop", self_modifying_loop),
+    ("code_written_after_it_ran", code_written_after_it_ran),
+    ("code_written_through_an_alias", code_written_through_an_alias),
+    ("fetch_across_pages", fetch_across_pages),
+    ("length_limit", length_limit),
+    ("no_instruction_of_15_bytes", no_instruction_of_15_bytes),
+    ("fetch_from_a_device_into_an_absent_page", fetch_from_a_device_into_an_absent_page),
+    ("illegal_lock", illegal_lock),
+    ("restartable_strings", restartable_strings),
+    ("a20", a20),
+];
 
 /// An instruction that changes the very next one, in the same block.
-#[test]
 fn self_modifying_next_instruction() {
     let mut b = Bench::protected();
     // MOV BYTE [target], 48h (DEC EAX); then INC EAX at target.
@@ -23,7 +36,6 @@ fn self_modifying_next_instruction() {
 }
 
 /// A loop that changes its own immediate in each round.
-#[test]
 fn self_modifying_loop() {
     let mut b = Bench::protected();
     b.code(|a| {
@@ -42,7 +54,6 @@ fn self_modifying_loop() {
 }
 
 /// Code that ran is changed by a store, by a string store, and by a device; on the same page and across two.
-#[test]
 fn code_written_after_it_ran() {
     for across in [false, true] {
         for how in 0..3 {
@@ -80,7 +91,6 @@ fn code_written_after_it_ran() {
 }
 
 /// The same code at a second linear address sees the change too.
-#[test]
 fn code_written_through_an_alias() {
     let mut b = Bench::long();
     b.flat.ram.write(PAGE, &[0xB8, 1, 0, 0, 0, 0xC3]);
@@ -98,7 +108,6 @@ fn code_written_through_an_alias() {
 }
 
 /// An instruction whose second page is absent: CR2 is that page, RIP the instruction.
-#[test]
 fn fetch_across_pages() {
     let mut b = Bench::long();
     b.map(PAGE + 0x1000, 0);
@@ -116,7 +125,6 @@ fn fetch_across_pages() {
 }
 
 /// 15 bytes run, 16 are #GP(0).
-#[test]
 fn length_limit() {
     for (prefixes, expected) in [(14, None), (15, Some((13, 0)))] {
         let mut b = Bench::protected();
@@ -131,7 +139,6 @@ fn length_limit() {
 }
 
 /// Bytes that are no instruction and end with the 15th are #UD, as silicon has it; one more is #GP(0).
-#[test]
 fn no_instruction_of_15_bytes() {
     for (prefixes, bytes, expected) in [
         (13, &[0x0F, 0x04, 0x90][..], (6, 0)),
@@ -153,7 +160,6 @@ fn no_instruction_of_15_bytes() {
 }
 
 /// Code in device memory, which reads FFh here, that runs into an absent page.
-#[test]
 fn fetch_from_a_device_into_an_absent_page() {
     let mut b = Bench::long();
     b.map(PAGE + 0x1000, 0);
@@ -166,7 +172,6 @@ fn fetch_from_a_device_into_an_absent_page() {
 }
 
 /// LOCK where the manual does not allow it: #UD.
-#[test]
 fn illegal_lock() {
     for bytes in [
         &[0xF0, 0x89, 0x00][..],
@@ -186,7 +191,6 @@ fn illegal_lock() {
 }
 
 /// REP MOVS that faults in the middle: counters say how far it got, and it goes on after the repair.
-#[test]
 fn restartable_strings() {
     for down in [false, true] {
         let mut b = Bench::long();
@@ -224,7 +228,6 @@ fn restartable_strings() {
 }
 
 /// A20: with the gate closed, 1 MiB wraps to 0, for data and page tables alike.
-#[test]
 fn a20() {
     let mut b = Bench::protected();
     b.put(0x500, 0xAAAA);

@@ -1,0 +1,33 @@
+//! System-level behaviour, one function a subject, named after the sections of the SDM that it checks. A case that is
+//! not in its file's list is dead code, which the compiler tells.
+
+// A program of one instruction reads as the longer ones do.
+#![allow(clippy::redundant_closure_for_method_calls)]
+
+mod code_fetch;
+mod debug_events;
+mod models;
+mod modes;
+mod paging;
+mod privilege;
+mod regressions;
+mod segmentation;
+mod system_calls;
+mod tasks;
+
+/// Names and functions, which panic where something is wrong.
+pub type List = &'static [(&'static str, fn())];
+
+/// All cases by subject.
+pub const SUBJECTS: &[(&str, List)] = &[
+    ("code_fetch", code_fetch::CASES),
+    ("debug_events", debug_events::CASES),
+    ("models", models::CASES),
+    ("modes", modes::CASES),
+    ("paging", paging::CASES),
+    ("privilege", privilege::CASES),
+    ("regressions", regressions::CASES),
+    ("segmentation", segmentation::CASES),
+    ("system_calls", system_calls::CASES),
+    ("tasks", tasks::CASES),
+];
