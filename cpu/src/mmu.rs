@@ -69,8 +69,10 @@ struct Walk {
     global: bool,
     /// Binary logarithm of the page's size.
     shift: u8,
+    /// Bits of the leaf entry: a fault sets neither.
+    accessed: bool,
     dirty: bool,
-    /// Physical address and size of the leaf entry, for setting D.
+    /// Physical address and size of the leaf entry, for setting A and D.
     leaf: u64,
     wide: bool,
 }
@@ -106,6 +108,7 @@ impl Vcpu {
                 executable: true,
                 global: false,
                 shift: 12,
+                accessed: true,
                 dirty: true,
                 leaf: 0,
                 wide: false,
@@ -123,9 +126,13 @@ impl Vcpu {
         }
         let rights = [may(Access::Read), may(Access::Write), may(Access::Execute)];
         let mut dirty = walk.dirty;
+        let mut missing = if walk.accessed { 0 } else { pte::A };
         if access == Access::Write && !dirty {
-            self.set_bits(walk.leaf, walk.wide, pte::D);
+            missing |= pte::D;
             dirty = true;
+        }
+        if missing != 0 {
+            self.set_bits(walk.leaf, walk.wide, missing);
         }
         let page = walk.page & self.a20_mask;
         self.fill(address, page, class, rights, dirty, &walk);
@@ -199,8 +206,8 @@ impl Vcpu {
         Exit::Fault
     }
 
-    /// Walks the tables of the current mode. `Err` holds P and RSVD of the error code. `mark`: set accessed
-    /// bits.
+    /// Walks the tables of the current mode. `Err` holds P and RSVD of the error code. `mark`: set the accessed bits of
+    /// entries that lead to other tables.
     fn walk(&mut self, address: u64, mark: bool) -> Result<Walk, u16> {
         if self.state.cr4 & cr4::PAE == 0 {
             return self.walk_32(address, mark);
@@ -227,6 +234,7 @@ impl Vcpu {
             executable: true,
             global: false,
             shift: 12,
+            accessed: false,
             dirty: false,
             leaf: 0,
             wide: true,
@@ -248,17 +256,18 @@ impl Vcpu {
             walk.user &= entry & pte::US != 0;
             walk.writable &= entry & pte::RW != 0;
             walk.executable &= entry & pte::XD == 0;
-            if mark && entry & pte::A == 0 {
-                self.set_bits(at, true, pte::A);
-            }
             if large || level == 0 {
                 let mask = (1u64 << shift) - 1;
                 walk.page = (entry & ADDRESS & !mask | address & mask) & !(PAGE - 1);
                 walk.global = entry & pte::G != 0;
                 walk.shift = shift as u8;
+                walk.accessed = entry & pte::A != 0;
                 walk.dirty = entry & pte::D != 0;
                 walk.leaf = at;
                 return Ok(walk);
+            }
+            if mark && entry & pte::A == 0 {
+                self.set_bits(at, true, pte::A);
             }
             table = entry & ADDRESS;
         }
@@ -288,11 +297,8 @@ impl Vcpu {
             }
             (pte_at, entry)
         };
-        if mark && pde & pte::A == 0 {
+        if mark && !large && pde & pte::A == 0 {
             self.set_bits(at, false, pte::A);
-        }
-        if mark && !large && entry & pte::A == 0 {
-            self.set_bits(leaf, false, pte::A);
         }
         let page = if large {
             // PSE-36: bits 13..20 are address bits 32..39.
@@ -308,6 +314,7 @@ impl Vcpu {
             executable: true,
             global: entry & pte::G != 0,
             shift: if large { 22 } else { 12 },
+            accessed: entry & pte::A != 0,
             dirty: entry & pte::D != 0,
             leaf,
             wide: false,

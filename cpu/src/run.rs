@@ -339,8 +339,9 @@ impl Vcpu {
             self.state.smi_pending = true;
         }
         if pending & att::NMI != 0 {
-            self.shared.clear(att::NMI);
-            self.state.nmi_pending = true;
+            let most = if self.state.nmi_blocked { 1 } else { 2 };
+            let came = self.shared.take_nmis();
+            self.state.nmis_pending = self.state.nmis_pending.saturating_add(came).min(most);
         }
         if pending & (att::STOP | att::DEADLINE) != 0 {
             self.shared.clear(att::STOP | att::DEADLINE);
@@ -381,8 +382,8 @@ impl Vcpu {
             self.enter_smm();
             return;
         }
-        if s.nmi_pending && !s.nmi_blocked {
-            s.nmi_pending = false;
+        if s.nmis_pending != 0 && !s.nmi_blocked {
+            s.nmis_pending -= 1;
             s.nmi_blocked = true;
             s.activity = Activity::Running;
             self.deliver_interrupt(vector::NMI);

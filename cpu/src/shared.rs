@@ -38,6 +38,8 @@ pub struct VcpuShared {
     pub attention: AtomicU32,
     /// Vector of the last start-up IPI.
     pub sipi_vector: AtomicU8,
+    /// NMIs that have come since the vCPU last looked.
+    nmis: AtomicU8,
     /// Instructions retired, published before every call into the bus and on leaving `run`.
     pub retired: AtomicU64,
     /// Not executing guest code.
@@ -55,6 +57,9 @@ pub trait Kick: Send + Sync {
 
 impl VcpuShared {
     pub fn raise(&self, bits: u32) {
+        if bits & attention::NMI != 0 {
+            let _ = self.nmis.fetch_update(SeqCst, SeqCst, |n| n.checked_add(1));
+        }
         self.attention.fetch_or(bits, SeqCst);
         // One kick brings it back: more would only keep it from getting anywhere.
         if self.away.load(SeqCst)
@@ -73,7 +78,15 @@ impl VcpuShared {
         self.away.store(away, SeqCst);
     }
     pub fn clear(&self, bits: u32) {
-        self.attention.fetch_and(!bits, AcqRel);
+        self.attention.fetch_and(!bits, SeqCst);
+        if bits & attention::NMI != 0 {
+            self.nmis.store(0, SeqCst);
+        }
+    }
+    /// Clears [`attention::NMI`]; how many have come.
+    pub fn take_nmis(&self) -> u8 {
+        self.attention.fetch_and(!attention::NMI, SeqCst);
+        self.nmis.swap(0, SeqCst)
     }
     pub fn pending(&self) -> u32 {
         self.attention.load(Relaxed)

@@ -265,6 +265,8 @@ pub struct Msrs {
     pub mcg_ctl: u64,
     pub mc_ctl: [u64; 10],
     pub mc_status: [u64; 10],
+    pub mc_addr: [u64; 10],
+    pub mc_misc: [u64; 10],
     pub smbase: u64,
     pub spec_ctrl: u64,
     pub bios_sign_id: u64,
@@ -289,8 +291,8 @@ pub struct CpuState {
     pub shadow: Shadow,
     /// NMIs are blocked until IRET.
     pub nmi_blocked: bool,
-    /// An NMI waits.
-    pub nmi_pending: bool,
+    /// NMIs that wait: one is latched, one more while none is being handled.
+    pub nmis_pending: u8,
     /// In system management mode.
     pub smm: bool,
     pub smi_pending: bool,
@@ -344,7 +346,7 @@ impl CpuState {
             activity: if bootstrap { Activity::Running } else { Activity::WaitForSipi },
             shadow: Shadow::None,
             nmi_blocked: false,
-            nmi_pending: false,
+            nmis_pending: 0,
             smm: false,
             smi_pending: false,
             cr0: cr0::CD | cr0::NW | cr0::ET,
@@ -378,6 +380,8 @@ impl CpuState {
                 mcg_ctl: 0,
                 mc_ctl: [0; 10],
                 mc_status: [0; 10],
+                mc_addr: [0; 10],
+                mc_misc: [0; 10],
                 smbase: 0x3_0000,
                 spec_ctrl: 0,
                 bios_sign_id: 0,

@@ -31,7 +31,7 @@ fn fields(s: &CpuState) -> Vec<(String, String)> {
     add("cpl", s.cpl.to_string());
     add("activity", format!("{:?}", s.activity));
     add("shadow", format!("{:?}", s.shadow));
-    add("nmi blocked, pending", format!("{}, {}", s.nmi_blocked, s.nmi_pending));
+    add("nmi blocked, pending", format!("{}, {}", s.nmi_blocked, s.nmis_pending));
     add("smm, smi pending", format!("{}, {}", s.smm, s.smi_pending));
     for (name, value) in [("cr0", s.cr0), ("cr2", s.cr2), ("cr3", s.cr3), ("cr4", s.cr4), ("xcr0", s.xcr0)] {
         add(name, format!("{value:x}"));

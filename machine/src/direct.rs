@@ -113,7 +113,8 @@ fn set_segments(state: &mut CpuState, code: &BootSegment, data: &BootSegment, ta
     }
     state.seg[seg::CS] = segment(code);
     state.tr = segment(task);
-    state.idtr = TableRegister { base: 0, limit: 0 };
+    // As firmware leaves it: kernels that go back to real mode count on that.
+    state.idtr = TableRegister { base: 0, limit: 0x3FF };
     state.rflags = RFlags::ONE;
     state.cpl = 0;
 }

@@ -109,7 +109,8 @@ pub const SMBIOS_ANCHOR_AT: u64 = 0xF_5A40;
 pub const MP_POINTER_AT: u64 = 0xF_5A80;
 pub const SMBIOS_TABLES_AT: u64 = 0xF_6000;
 
-/// Low memory during direct boot. Kernels may be loaded from `BOOT_END` on.
+/// Low memory during direct boot. Kernels may be loaded from `BOOT_END` on, multiboot kernels from `BOOT_LOW`: what
+/// they are told stands in another of the `BOOT_AREAS` if they need the first.
 pub const BOOT_GDT: u64 = 0x1000;
 /// PML4, PDPT and four page directories.
 pub const BOOT_PAGE_TABLES: u64 = 0x2000;
@@ -118,6 +119,9 @@ pub const BOOT_STACK_TOP: u64 = 0x1_0000;
 pub const BOOT_INFO: u64 = 0x1_0000;
 pub const BOOT_STRINGS: u64 = 0x1_1000;
 pub const BOOT_END: u64 = 0x2_0000;
+pub const BOOT_LOW: u64 = 0x2000;
+pub const BOOT_AREAS: [u64; 2] = [BOOT_INFO, 0x8_0000];
+pub const BOOT_AREA_SIZE: u64 = BOOT_END - BOOT_INFO;
 
 /// Address range types of INT 15h, AX=E820h (ACPI specification, "System Address Map Interfaces").
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]

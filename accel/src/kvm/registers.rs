@@ -205,7 +205,7 @@ pub fn load(hardware: &Hardware, state: &CpuState, apic_base: u64, task_priority
         flags: KVM_VCPUEVENT_VALID_NMI_PENDING | KVM_VCPUEVENT_VALID_SHADOW,
         ..kvm_vcpu_events::default()
     };
-    events.nmi.pending = u8::from(state.nmi_pending);
+    events.nmi.pending = state.nmis_pending.min(1);
     events.nmi.masked = u8::from(state.nmi_blocked);
     events.interrupt.shadow = match state.shadow {
         Shadow::None => 0,
@@ -298,7 +298,7 @@ fn take_events(events: &kvm_vcpu_events, state: &mut CpuState) -> Option<Begun> 
         _ => Shadow::None,
     };
     // An NMI whose delivery has begun is delivered anew: nothing of it can be seen yet.
-    state.nmi_pending = events.nmi.pending != 0 || events.nmi.injected != 0;
+    state.nmis_pending = u8::from(events.nmi.pending != 0 || events.nmi.injected != 0);
     state.nmi_blocked = events.nmi.masked != 0 && events.nmi.injected == 0;
     let exception = &events.exception;
     // So are INT3 and INTO: RIP stands before them.

@@ -44,9 +44,15 @@ pub fn into(v: &mut Vcpu, _: &Insn) -> Result<(), Exit> {
     if v.lazy.of { software(v, vector::OF) } else { Ok(()) }
 }
 
-/// INT1 (ICEBP): #DB without the privilege check of the gate.
+/// INT1 (ICEBP): #DB without the privilege check of the gate. Data breakpoints that MOV SS held back come with it; DR6
+/// tells of no single step.
 pub fn int1(v: &mut Vcpu, _: &Insn) -> Result<(), Exit> {
     v.enter_handler(vector::DB, Source::Exception(None), v.rflags())?;
+    let held = std::mem::take(&mut v.state.pending_debug) & 0xF;
+    if held != 0 {
+        v.state.dr[6] = v.state.dr[6] & !0xF | held;
+    }
+    v.counters.interrupts += 1;
     Err(Exit::Leave)
 }
 

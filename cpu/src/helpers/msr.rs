@@ -4,6 +4,7 @@ use crate::Vcpu;
 use crate::fault::Exit;
 use crate::insn::{Insn, W};
 use crate::memory::canonical;
+use crate::mmu::MAXPHYADDR;
 use crate::model::{Features, ebx7, ecx7, edx1, edx7, ext1};
 use crate::state::{cr0, cr4, efer, gpr, seg};
 
@@ -11,6 +12,7 @@ use crate::state::{cr0, cr4, efer, gpr, seg};
 mod index {
     pub const TSC: u32 = 0x10;
     pub const PLATFORM_ID: u32 = 0x17;
+    pub const APIC_BASE: u32 = 0x1B;
     pub const FEATURE_CONTROL: u32 = 0x3A;
     pub const TSC_ADJUST: u32 = 0x3B;
     pub const SPEC_CTRL: u32 = 0x48;
@@ -85,6 +87,12 @@ fn memory_type(kind: u64, pat: bool) -> bool {
     matches!(kind, 0 | 1 | 4 | 5 | 6) || pat && kind == 7
 }
 
+/// IA32_MTRR_PHYSBASEn and PHYSMASKn (SDM Vol. 3, "Variable Range MTRRs").
+fn mtrr_variable_ok(msr: u32, value: u64) -> bool {
+    let reserved = !((1 << MAXPHYADDR) - 1) | if msr & 1 == 0 { 0xF00 } else { 0x7FF };
+    value & reserved == 0 && (msr & 1 != 0 || memory_type(value & 0xFF, false))
+}
+
 impl Vcpu {
     /// IA32_TSC.
     pub(crate) fn time_stamp(&mut self) -> u64 {
@@ -131,11 +139,10 @@ impl Vcpu {
             PAT => m.pat,
             MTRR_DEF_TYPE => m.mtrr_def_type,
             0x200..=0x20F => m.mtrr_variable[(msr - 0x200) as usize],
-            0x400..=0x427 => match msr & 3 {
-                0 => m.mc_ctl[((msr - 0x400) / 4) as usize],
-                1 => m.mc_status[((msr - 0x400) / 4) as usize],
-                _ => 0,
-            },
+            0x400..=0x427 => {
+                let bank = ((msr - 0x400) / 4) as usize;
+                [m.mc_ctl[bank], m.mc_status[bank], m.mc_addr[bank], m.mc_misc[bank]][(msr & 3) as usize]
+            }
             EFER => m.efer,
             STAR => m.star,
             LSTAR => m.lstar,
@@ -152,6 +159,9 @@ impl Vcpu {
     /// WRMSR; false: #GP(0).
     pub fn write_msr(&mut self, msr: u32, value: u64) -> bool {
         use index::*;
+        if msr == APIC_BASE && value >> MAXPHYADDR != 0 {
+            return false;
+        }
         if let Some(answer) = self.bus.write_apic_msr(self.id, msr, value) {
             return answer.is_ok();
         }
@@ -191,12 +201,18 @@ impl Vcpu {
             MTRR_DEF_TYPE if memory_type(value & 0xFF, false) && value & !0xCFF == 0 => {
                 m.mtrr_def_type = value;
             }
-            0x200..=0x20F => m.mtrr_variable[(msr - 0x200) as usize] = value,
-            0x400..=0x427 => match msr & 3 {
-                0 => m.mc_ctl[((msr - 0x400) / 4) as usize] = value,
-                1 if value == 0 => m.mc_status[((msr - 0x400) / 4) as usize] = value,
-                _ => return value == 0,
-            },
+            0x200..=0x20F if mtrr_variable_ok(msr, value) => m.mtrr_variable[(msr - 0x200) as usize] = value,
+            0x400..=0x427 => {
+                let bank = ((msr - 0x400) / 4) as usize;
+                match msr & 3 {
+                    // All errors of a bank, or none.
+                    0 if value == 0 || value == !0 => m.mc_ctl[bank] = value,
+                    1 if value == 0 => m.mc_status[bank] = value,
+                    2 => m.mc_addr[bank] = value,
+                    3 => m.mc_misc[bank] = value,
+                    _ => return false,
+                }
+            }
             STAR => m.star = value,
             LSTAR if canonical(value) => m.lstar = value,
             CSTAR if canonical(value) => m.cstar = value,

@@ -3,7 +3,7 @@
 
 use super::delivery::mode;
 use super::{ILLEGAL_REGISTER, LEVEL, Lapic, Lvt, MASKED, REMOTE_IRR, SEND_ILLEGAL_VECTOR, SVR_ENABLE};
-use crate::chip::{ApicMessage, Cx, Delivery, Effect, Shorthand};
+use crate::chip::{ApicMessage, Cx, Delivery, Effect, Nanos, Shorthand};
 
 pub(super) mod reg {
     pub const ID: u8 = 0x02;
@@ -91,7 +91,7 @@ impl Lapic {
                 self.state.icr = self.state.icr & 0xFFFF_FFFF | high;
             }
             reg::LVT_TIMER..=reg::LVT_ERROR => {
-                self.write_lvt(usize::from(register - reg::LVT_TIMER).min(5), value);
+                self.write_lvt(cx.now, usize::from(register - reg::LVT_TIMER).min(5), value);
             }
             reg::INITIAL_COUNT => self.set_initial_count(cx.now, value),
             reg::DIVIDE => self.set_divide(cx.now, value),
@@ -109,8 +109,8 @@ impl Lapic {
         }
     }
 
-    fn write_lvt(&mut self, index: usize, value: u32) {
-        let old_mode = self.timer_mode();
+    fn write_lvt(&mut self, now: Nanos, index: usize, value: u32) {
+        let (old_mode, count) = (self.timer_mode(), self.current_count(now));
         let old = self.state.lvt[index];
         let mut new = value & LVT_WRITABLE[index] | old & REMOTE_IRR;
         if self.state.svr & SVR_ENABLE == 0 {
@@ -121,7 +121,7 @@ impl Lapic {
         }
         self.state.lvt[index] = new;
         if index == Lvt::Timer as usize {
-            self.timer_mode_changed(old_mode);
+            self.timer_mode_changed(now, old_mode, count);
         } else if let Some(pin @ 0..2) = index.checked_sub(Lvt::Lint0 as usize) {
             self.level_lint(pin);
         }

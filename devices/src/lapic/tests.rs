@@ -98,6 +98,30 @@ fn tsc_deadline() {
     assert_eq!(fast.chip.next_event(), Some(2_001), "never before the TSC is there");
 }
 
+/// SDM Vol. 3, "APIC Timer": a change between one-shot and periodic leaves the count alone.
+#[test]
+fn the_timer_changes_its_mode() {
+    let mut bench = enabled();
+    let (one_shot, periodic) = (0x1_0040, 0x3_0040);
+    let count = |bench: &mut Bench<Lapic>| bench.read(XAPIC, 0x390, 4);
+    bench.write(XAPIC, 0x3E0, 4, 0xB);
+    bench.write(XAPIC, 0x320, 4, one_shot);
+    bench.write(XAPIC, 0x380, 4, 1_000_000);
+    bench.now = 600_000;
+    bench.write(XAPIC, 0x320, 4, periodic);
+    assert_eq!(count(&mut bench), 400_000);
+    bench.now = 1_300_000;
+    assert_eq!(count(&mut bench), 700_000, "from the initial count again");
+    bench.now = 2_900_000;
+    bench.write(XAPIC, 0x320, 4, one_shot);
+    assert_eq!(count(&mut bench), 100_000);
+    bench.now = 3_500_000;
+    assert_eq!(count(&mut bench), 0);
+    bench.write(XAPIC, 0x320, 4, periodic);
+    assert_eq!(count(&mut bench), 0, "what has come to zero stays there");
+    assert_eq!(bench.read(XAPIC, 0x380, 4), 1_000_000);
+}
+
 #[test]
 fn x2apic_transitions_and_faults() {
     let mut bench = enabled();

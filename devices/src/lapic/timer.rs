@@ -88,23 +88,34 @@ impl Lapic {
     /// A write of the divide configuration register: the count goes on from the start.
     pub(super) fn set_divide(&mut self, now: Nanos, value: u32) {
         let running = self.state.timer_next.is_some() && !self.deadline_mode();
-        let count = u64::from(self.current_count(now));
+        let count = self.current_count(now);
         self.state.divide = value & 0xB;
         if running {
-            let done = u64::from(self.state.initial_count).saturating_sub(count);
-            self.state.timer_start = now.saturating_sub(done * self.divider());
-            self.arm(now);
+            self.continue_count(now, count);
         }
     }
 
-    /// A write of the timer's LVT entry that may change its mode.
-    pub(super) fn timer_mode_changed(&mut self, old: u32) {
+    /// A write of the timer's LVT entry that may change its mode. The count, `count` before, goes on from where it is;
+    /// one that has come to zero stays there.
+    pub(super) fn timer_mode_changed(&mut self, now: Nanos, old: u32, count: u32) {
         let new = self.timer_mode();
-        if old != new && (old == TSC_DEADLINE || new == TSC_DEADLINE) {
+        if old == new {
+            return;
+        }
+        if old == TSC_DEADLINE || new == TSC_DEADLINE {
             self.state.timer_next = None;
             self.state.tsc_deadline = 0;
             self.state.initial_count = 0;
+        } else if self.state.timer_next.is_some() {
+            self.continue_count(now, count);
         }
+    }
+
+    /// Moves the timer's start so that its count is `count` now.
+    fn continue_count(&mut self, now: Nanos, count: u32) {
+        let done = u64::from(self.state.initial_count.saturating_sub(count));
+        self.state.timer_start = now.saturating_sub(done * self.divider());
+        self.arm(now);
     }
 
     fn arm(&mut self, now: Nanos) {
@@ -123,7 +134,7 @@ impl Lapic {
 
     pub(super) fn current_count(&self, now: Nanos) -> u32 {
         let initial = u64::from(self.state.initial_count);
-        if self.deadline_mode() || initial == 0 {
+        if self.deadline_mode() || initial == 0 || self.state.timer_next.is_none() {
             return 0;
         }
         let elapsed = now.saturating_sub(self.state.timer_start) / self.divider();

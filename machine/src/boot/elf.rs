@@ -110,13 +110,13 @@ impl<'a> Elf<'a> {
         Ok(None)
     }
 
-    /// Writes the segments to their physical addresses, clears what the file does not fill, and returns the end of
-    /// the highest.
-    pub fn load(&self, memory: &dyn GuestMemory, layout: &MemoryLayout) -> Result<u64, BootError> {
+    /// Writes the segments to their physical addresses, from `low` on, clears what the file does not fill, and returns
+    /// the end of the highest.
+    pub fn load(&self, memory: &dyn GuestMemory, layout: &MemoryLayout, low: u64) -> Result<u64, BootError> {
         let loads = || self.headers.iter().filter(|header| header.p_type == PT_LOAD && header.p_memsz != 0);
         // Segments do not overlap, so together they must fit too; that also bounds the work.
         let total = loads().fold(0_u64, |total, header| total.saturating_add(header.p_memsz));
-        check_range(layout, ONE_MIB, total)?;
+        check_range(layout, ONE_MIB, total, low)?;
         let mut end = None;
         for header in loads() {
             if header.p_filesz > header.p_memsz {
@@ -124,11 +124,19 @@ impl<'a> Elf<'a> {
                 return Err(BootError::BadField { field: "p_filesz", value: header.p_filesz, why });
             }
             let bytes = self.image.slice(header.p_offset, header.p_filesz, "segment")?;
-            end = end.max(Some(check_range(layout, header.p_paddr, header.p_memsz)?));
+            end = end.max(Some(check_range(layout, header.p_paddr, header.p_memsz, low)?));
             memory.write(header.p_paddr, bytes)?;
             clear(memory, header.p_paddr + header.p_filesz, header.p_memsz - header.p_filesz)?;
         }
         end.ok_or(BootError::NotAKernel { saw: "an ELF file without a segment to load".into() })
+    }
+
+    /// Whether a segment lies in this range of physical addresses.
+    pub fn occupies(&self, start: u64, size: u64) -> bool {
+        let loads = self.headers.iter().filter(|header| header.p_type == PT_LOAD && header.p_memsz != 0);
+        loads
+            .map(|h| (h.p_paddr, h.p_paddr.saturating_add(h.p_memsz)))
+            .any(|(first, end)| first < start + size && start < end)
     }
 
     /// The entry point as a physical address: `e_entry` is a virtual one where the segments say so.

@@ -167,7 +167,7 @@ pub(super) fn load(
         return Err(BootError::CmdlineTooLong { length: boot.append.len(), limit });
     }
     let cmdline = c_string(&boot.append)?;
-    let kernel_end = check_range(layout, header.load_address, header.init_size)?;
+    let kernel_end = check_range(layout, header.load_address, header.init_size, BOOT_END)?;
     let initrd = boot.initrd.as_deref().unwrap_or_default();
     let initrd_at = place_initrd(initrd.len() as u64, kernel_end, header.initrd_addr_max, layout)?;
 

@@ -18,7 +18,7 @@ pub use crate::layout::MemoryLayout;
 use bytes::Image;
 pub use registers::{BootRegisters, Long64, Protected32, Segment};
 
-use crate::layout::{BOOT_END, BOOT_STRINGS, EBDA, ONE_MIB, VIDEO_RAM};
+use crate::layout::{BOOT_AREA_SIZE, BOOT_END, BOOT_INFO, BOOT_STRINGS, EBDA, ONE_MIB, VIDEO_RAM};
 
 /// What can be wrong with a kernel, its modules or the machine that should run them.
 #[derive(Debug, thiserror::Error)]
@@ -222,10 +222,10 @@ fn write_bios_data(memory: &dyn GuestMemory) -> Result<(), BootError> {
     memory.write(EBDA, &[((VIDEO_RAM - EBDA) >> 10) as u8])
 }
 
-/// Refuses a kernel part that lies where there is no RAM or where direct boot keeps its own structures.
-fn check_range(layout: &MemoryLayout, start: u64, size: u64) -> Result<u64, BootError> {
+/// Refuses a kernel part that lies where there is no RAM or, below 1 MiB, lower than `low`.
+fn check_range(layout: &MemoryLayout, start: u64, size: u64, low: u64) -> Result<u64, BootError> {
     let end = start.checked_add(size);
-    let (floor, limit) = if start < ONE_MIB { (BOOT_END, EBDA) } else { (ONE_MIB, layout.acpi_base()) };
+    let (floor, limit) = if start < ONE_MIB { (low, EBDA) } else { (ONE_MIB, layout.acpi_base()) };
     match end {
         Some(end) if start >= floor && end <= limit => Ok(end),
         _ => {
@@ -252,20 +252,27 @@ fn c_string(text: &str) -> Result<Vec<u8>, BootError> {
 /// Lays strings and lists one after another into the low memory set aside for them.
 struct InfoArea<'a> {
     memory: &'a dyn GuestMemory,
+    /// For the information structure itself; strings and lists begin at `BOOT_STRINGS` of this area.
+    base: u64,
     next: u64,
 }
 
 impl<'a> InfoArea<'a> {
     fn new(memory: &'a dyn GuestMemory) -> Self {
-        Self { memory, next: BOOT_STRINGS }
+        Self::at(memory, BOOT_INFO)
+    }
+
+    fn at(memory: &'a dyn GuestMemory, base: u64) -> Self {
+        Self { memory, base, next: base + (BOOT_STRINGS - BOOT_INFO) }
     }
 
     /// Writes `bytes` at the next multiple of 8 and returns where they are.
     fn put(&mut self, bytes: &[u8]) -> Result<u64, BootError> {
         let at = self.next;
         let end = at.saturating_add(bytes.len() as u64);
-        if end > BOOT_END {
-            return Err(BootError::InfoTooBig { need: end - BOOT_STRINGS, limit: BOOT_END - BOOT_STRINGS });
+        let strings = self.base + (BOOT_STRINGS - BOOT_INFO);
+        if end > self.base + BOOT_AREA_SIZE {
+            return Err(BootError::InfoTooBig { need: end - strings, limit: BOOT_END - BOOT_STRINGS });
         }
         self.memory.write(at, bytes)?;
         self.next = end.next_multiple_of(8);

@@ -5,7 +5,7 @@ use super::elf::{Elf, clear, is_elf};
 use super::{
     BootError, BootRegisters, DirectBoot, GuestMemory, InfoArea, MemoryLayout, Protected32, check_range,
 };
-use crate::layout::{BOOT_INFO, EBDA, ONE_MIB};
+use crate::layout::{BOOT_AREA_SIZE, BOOT_AREAS, BOOT_LOW, EBDA, ONE_MIB};
 
 /// The header begins in the first 8 KiB, on a 4-byte boundary.
 const SEARCH: u64 = 8192;
@@ -41,13 +41,13 @@ impl Header {
         })
     }
 
-    /// Loads by the address fields (`header_addr` and on); returns entry and end.
+    /// Loads by the address fields (`header_addr` and on); returns entry, beginning and end.
     fn load_flat(
         &self,
         image: Image,
         memory: &dyn GuestMemory,
         layout: &MemoryLayout,
-    ) -> Result<(u32, u64), BootError> {
+    ) -> Result<(u32, u64, u64), BootError> {
         let field = |i: u64| image.u32(self.at + 12 + i * 4, "multiboot address fields");
         let (header_addr, load_addr, load_end_addr) = (field(0)?, field(1)?, field(2)?);
         let (bss_end_addr, entry_addr) = (field(3)?, field(4)?);
@@ -75,13 +75,13 @@ impl Header {
             }
             end => u64::from(end),
         };
-        check_range(layout, load_addr, end - load_addr)?;
+        check_range(layout, load_addr, end - load_addr, BOOT_LOW)?;
         if !(load_addr..end).contains(&u64::from(entry_addr)) {
             return Err(bad("entry_addr", entry_addr, "lies outside of what is loaded"));
         }
         memory.write(load_addr, bytes)?;
         clear(memory, loaded_end, end - loaded_end)?;
-        Ok((entry_addr, end))
+        Ok((entry_addr, load_addr, end))
     }
 }
 
@@ -100,30 +100,35 @@ pub(super) fn load(
     if header.flags & VIDEO_MODE != 0 {
         tracing::info!("the multiboot kernel asks for a video mode; it gets 80x25 text");
     }
-    let (entry, kernel_end) = if header.flags & ADDRESS_FIELDS != 0 {
-        header.load_flat(image, memory, layout)?
+    let free = |occupied: &dyn Fn(u64) -> bool| {
+        let none = BootError::InfoTooBig { need: BOOT_AREA_SIZE, limit: 0 };
+        BOOT_AREAS.into_iter().find(|&area| !occupied(area)).ok_or(none)
+    };
+    let (entry, kernel_end, area) = if header.flags & ADDRESS_FIELDS != 0 {
+        let (entry, start, end) = header.load_flat(image, memory, layout)?;
+        (entry, end, free(&|area| start < area + BOOT_AREA_SIZE && area < end)?)
     } else if is_elf(image) {
         let elf = Elf::parse(image)?;
-        let end = elf.load(memory, layout)?;
-        (elf.entry()?, end)
+        let end = elf.load(memory, layout, BOOT_LOW)?;
+        (elf.entry()?, end, free(&|area| elf.occupies(area, BOOT_AREA_SIZE))?)
     } else {
         let saw = "a multiboot header without address fields in a file that is not ELF".into();
         return Err(BootError::NotAKernel { saw });
     };
-    let info = write_info(boot, memory, layout, kernel_end)?;
-    memory.write(BOOT_INFO, &info)?;
+    let info = write_info(boot, InfoArea::at(memory, area), layout, kernel_end)?;
+    memory.write(area, &info)?;
     let registers = Protected32::at(memory, entry)?;
-    Ok(BootRegisters::Protected32(Protected32 { eax: LOADER_MAGIC, ebx: BOOT_INFO as u32, ..registers }))
+    Ok(BootRegisters::Protected32(Protected32 { eax: LOADER_MAGIC, ebx: area as u32, ..registers }))
 }
 
 /// Places the modules above the kernel, each on a page boundary, and returns the multiboot information.
 fn write_info(
     boot: &DirectBoot,
-    memory: &dyn GuestMemory,
+    mut area: InfoArea,
     layout: &MemoryLayout,
     kernel_end: u64,
 ) -> Result<[u8; INFO_SIZE], BootError> {
-    let mut area = InfoArea::new(memory);
+    let memory = area.memory;
     let cmdline = match boot.kernel_name.as_str() {
         "" => area.put_string(&boot.append)?,
         name => area.put_string(&format!("{name} {}", boot.append))?,

@@ -3,7 +3,7 @@
 use super::bytes::Image;
 use super::elf::Elf;
 use super::{BootError, BootRegisters, DirectBoot, GuestMemory, InfoArea, MemoryLayout, Protected32};
-use crate::layout::BOOT_INFO;
+use crate::layout::{BOOT_END, BOOT_INFO};
 
 const XEN_ELFNOTE_PHYS32_ENTRY: u32 = 18;
 const XEN_HVM_START_MAGIC: u32 = 0x336E_C578;
@@ -34,7 +34,7 @@ pub(super) fn load(
     let elf = Elf::parse(image)?;
     let no_note = || BootError::NotAKernel { saw: "an ELF file without a PVH entry note".into() };
     let entry = entry_note(&elf)?.ok_or_else(no_note)?;
-    let kernel_end = elf.load(memory, layout)?;
+    let kernel_end = elf.load(memory, layout, BOOT_END)?;
     let mut info = InfoArea::new(memory);
     let cmdline_paddr = info.put_string(&boot.append)?;
 

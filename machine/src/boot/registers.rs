@@ -44,7 +44,7 @@ impl Segment {
     }
 }
 
-/// Protected mode without paging. EFLAGS is 2, CR4 is 0, the IDT is empty.
+/// Protected mode without paging. EFLAGS is 2, CR4 is 0, IDTR is that of real mode.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Protected32 {
     pub eip: u32,
@@ -65,7 +65,7 @@ pub struct Protected32 {
     pub tr: Segment,
 }
 
-/// 64-bit mode with identity page tables for the first 4 GiB. RFLAGS is 2, the IDT is empty.
+/// 64-bit mode with identity page tables for the first 4 GiB. RFLAGS is 2, IDTR is that of real mode.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Long64 {
     pub rip: u64,

@@ -203,6 +203,27 @@ fn multiboot_elf() {
     assert_eq!(ram.bytes(ram.dword(info + 64).into(), 9), b"Trimaran\0");
 }
 
+/// A kernel linked where boot loaders put their own things: what it is told stands elsewhere.
+#[test]
+fn multiboot_below_1_mib() {
+    let mut kernel = elf(true, false);
+    for (at, value) in
+        [(52 + 4 * 2, 0xC000_8000), (52 + 4 * 3, 0x8000), (52 + 4 * 5, 0xA000), (24, 0xC000_8010)]
+    {
+        put32(&mut kernel, at, value);
+    }
+    let (ram, registers) = start(kernel.clone());
+    let registers = protected(registers);
+    assert_eq!((registers.eip, registers.ebx), (0x8010, 0x8_0000));
+    assert_eq!(ram.bytes(0x8000, 0x200), vec![0x90; 0x200]);
+    assert_eq!(ram.bytes(ram.dword(0x8_0010).into(), 14), b"console=ttyS0\0");
+    put32(&mut kernel, 52 + 4 * 3, 0x1000);
+    assert!(matches!(
+        load(&boot(kernel), &Ram::new(), &LAYOUT, RSDP_AT),
+        Err(BootError::KernelTooBig { .. })
+    ));
+}
+
 #[test]
 fn multiboot_flat() {
     let (ram, registers) = start(flat());

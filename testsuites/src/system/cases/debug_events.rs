@@ -9,6 +9,9 @@ pub const CASES: super::List = &[
     ("trap_flag", trap_flag),
     ("instruction_breakpoint", instruction_breakpoint),
     ("data_breakpoint", data_breakpoint),
+    ("breakpoints_that_mov_ss_holds_back", breakpoints_that_mov_ss_holds_back),
+    ("single_steps_of_special_instructions", single_steps_of_special_instructions),
+    ("nmis_are_latched", nmis_are_latched),
     ("debug_registers", debug_registers),
     ("interrupt_shadow", interrupt_shadow),
     ("nmi_blocking", nmi_blocking),
@@ -134,6 +137,74 @@ fn data_breakpoint() {
     }
 }
 
+/// MOV SS with a data breakpoint on its operand: #DB comes after the next instruction, together with ICEBP's own, and
+/// besides that of a software interrupt.
+fn breakpoints_that_mov_ss_holds_back() {
+    // The code after MOV SS, how often the handler of #DB counts; DR6 tells of DR1.
+    for (code, count) in [
+        (&[0x2E, 0x2E, 0xF1, 0xF4][..], 1),
+        (&[0xCD, 1, 0xF4], 2),
+        (&[0x2E, 0x2E, 0xCC, 0xF4], 1),
+        (&[0x90, 0xF4], 1),
+    ] {
+        let mut b = Bench::protected();
+        b.interrupt_gate(1, 0x9000, 3);
+        b.interrupt_gate(3, 0x9100, 3);
+        b.assemble(32, 0x9000, |a| {
+            a.inc(ebx)?;
+            a.mov(ecx, dr6)?;
+            a.iretd()
+        });
+        b.assemble(32, 0x9100, |a| a.iretd());
+        b.put(PAGE, u64::from(sel::DATA0));
+        let end = b.code(|a| a.mov(ss, word_ptr(PAGE)));
+        b.flat.ram.write(end, code);
+        b.flat.vcpu.state.dr[1] = PAGE;
+        b.flat.vcpu.state.dr[7] = 0x408 | 3 << 20 | 1 << 22;
+        assert_eq!(b.run(), Outcome::Halted(end + code.len() as u64), "{code:x?}");
+        let g = b.flat.vcpu.state.gpr;
+        assert_eq!((g[3], g[1] & 0x400F), (count, 2), "{code:x?}");
+    }
+}
+
+/// "Single-Step Exception Condition": ICEBP under TF comes alone, without DR6.BS; HLT is stepped over; STI does not hold
+/// the trap back.
+fn single_steps_of_special_instructions() {
+    let step = |code: &[u8], steps: &[(u64, u64)]| {
+        let mut b = Bench::protected();
+        // Notes EIP and DR6 of each #DB from PAGE on.
+        b.interrupt_gate(1, 0x9000, 0);
+        b.assemble(32, 0x9000, |a| {
+            a.mov(ecx, dword_ptr(esp))?;
+            a.mov(dword_ptr(ebp), ecx)?;
+            a.mov(ecx, dr6)?;
+            a.mov(dword_ptr(ebp + 4), ecx)?;
+            a.add(ebp, 8)?;
+            a.xor(ecx, ecx)?;
+            a.mov(dr6, ecx)?;
+            a.iretd()
+        });
+        b.flat.ram.write(CODE, code);
+        b.flat.vcpu.state.gpr[5] = PAGE;
+        single_step(&mut b);
+        let mut seen = Vec::new();
+        while !matches!(b.run(), Outcome::Raised(Raised { vector: 0x30, .. })) {}
+        for at in (PAGE..b.flat.vcpu.state.gpr[5]).step_by(8) {
+            seen.push((b.get(at, 4) - CODE, b.get(at + 4, 4) & 0xE00F));
+        }
+        assert_eq!(seen, steps, "{code:x?}");
+    };
+    const BS: u64 = 0x4000;
+    // NOP; ICEBP; NOP; INT 30h, whose handler halts.
+    step(&[0x90, 0xF1, 0x90, 0xCD, 0x30], &[(1, BS), (2, 0), (3, BS)]);
+    // STI; NOP; INT 30h.
+    step(&[0xFB, 0x90, 0xCD, 0x30], &[(1, BS), (2, BS)]);
+    // MOV SS, SS is followed by no trap.
+    step(&[0x8C, 0xD0, 0x8E, 0xD0, 0x90, 0xCD, 0x30], &[(2, BS), (5, BS)]);
+    // CPUID; IN AL, DX; HLT; NOP.
+    step(&[0x0F, 0xA2, 0xEC, 0xF4, 0x90, 0xCD, 0x30], &[(2, BS), (3, BS), (4, BS), (5, BS)]);
+}
+
 /// "General-Detect Exception Condition": DR7.GD; and CR4.DE over DR4 and DR5.
 fn debug_registers() {
     let mut b = Bench::protected();
@@ -192,6 +263,37 @@ fn interrupt_shadow() {
     b.flat.bus.raise(0x41);
     let r = b.resume().raised();
     assert_eq!((r.vector, r.ip), (0x41, end));
+}
+
+/// "Handling Multiple NMIs": one is latched while another is handled, however many come; two that come together before
+/// either is handled are two.
+fn nmis_are_latched() {
+    for (before, inside, handled) in [(1, 0, 1), (2, 0, 2), (3, 0, 2), (1, 1, 2), (1, 10, 2), (2, 10, 2)] {
+        let mut b = Bench::protected();
+        b.interrupt_gate(2, 0x9000, 0);
+        b.assemble(32, 0x9000, |a| {
+            a.inc(ebx)?;
+            a.hlt()?;
+            a.iretd()
+        });
+        let end = b.code(|a| {
+            a.nop()?;
+            a.hlt()
+        });
+        let nmi = |b: &Bench, count| {
+            (0..count).for_each(|_| b.flat.vcpu.fence.vcpus[0].raise(attention::NMI));
+        };
+        nmi(&b, before);
+        assert_eq!(b.run(), Outcome::Halted(0x9002));
+        nmi(&b, inside);
+        for _ in 0..4 {
+            b.flat.vcpu.state.activity = trimaran_cpu::state::Activity::Running;
+            if b.run() == Outcome::Halted(end) {
+                break;
+            }
+        }
+        assert_eq!(b.flat.vcpu.state.gpr[3], handled, "{before} before, {inside} inside");
+    }
 }
 
 /// "Nonmaskable Interrupts": blocked from delivery to IRET.

@@ -8,6 +8,7 @@ mod code_fetch;
 mod debug_events;
 mod models;
 mod modes;
+mod msrs;
 mod paging;
 mod privilege;
 mod regressions;
@@ -24,6 +25,7 @@ pub const SUBJECTS: &[(&str, List)] = &[
     ("debug_events", debug_events::CASES),
     ("models", models::CASES),
     ("modes", modes::CASES),
+    ("msrs", msrs::CASES),
     ("paging", paging::CASES),
     ("privilege", privilege::CASES),
     ("regressions", regressions::CASES),

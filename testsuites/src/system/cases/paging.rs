@@ -208,7 +208,20 @@ fn accessed_and_dirty() {
         b.flat.vcpu.state.cr0 |= cr0::WP;
         touch(&mut b, Write);
         assert_eq!(b.run().fault(), (14, 3));
-        assert_eq!(b.get(b.leaf(PAGE), 4) & D, 0, "{paging:?} fault");
+        assert_eq!(b.get(b.leaf(PAGE), 4) & (A | D), 0, "{paging:?} fault");
+        for (bits, cpl) in [(P | W, 3), (P | XD, 0)] {
+            if bits & XD != 0 && paging == Paging::Bits32 {
+                continue;
+            }
+            let mut b = Bench::paged(paging);
+            b.map_user();
+            b.flat.vcpu.state.msr.efer |= efer::NXE;
+            b.map(PAGE, bits);
+            touch(&mut b, if cpl == 3 { Read } else { Fetch });
+            b.ring(cpl);
+            assert_eq!(b.run().fault().0, 14);
+            assert_eq!(b.get(b.leaf(PAGE), 4) & A, 0, "{paging:?} {bits:x}");
+        }
     }
 }
 
