@@ -132,7 +132,7 @@ fn translate(
     };
     let mut flat = processor();
     let region = region(&mut flat.vcpu, trace);
-    let slots: Vec<Slot> = (0..region.slots).map(|n| Slot::new(0, 0, n as u32)).collect();
+    let slots: Vec<Slot> = region.new_slots(0, 0);
     let job = Job::new(&region, slots.as_ptr() as usize, &runtime);
     let insns = region.insns() as u64;
     c.benchmark_group("translate, instruction").bench_function(name, |b| {

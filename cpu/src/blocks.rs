@@ -3,7 +3,7 @@
 //! A block is a run of instructions of one page (its last may reach into the next page). It is cached by the RAM
 //! page it came from, the offset in it, and the [`BlockKey`]: so it outlives changes of the mapping, and is found
 //! under every linear address. Two short cuts lead to it: a *link* from the block before, and the *jump
-//! cache*, by linear address. Both are valid for one mapping epoch only.
+//! cache*, by linear address. Both are valid for one space of code only ([`crate::tlb::Tlb::space`]).
 //!
 //! A block is stale when its page's generation (see `ram.rs`) has moved on.
 
@@ -72,6 +72,10 @@ impl BlockKey {
         set(flat(seg::SS), Self::FLAT_SS);
         BlockKey(key)
     }
+    /// CPL 3.
+    pub fn user(self) -> bool {
+        self.0 & Self::USER != 0
+    }
     pub fn code64(self) -> bool {
         self.0 & Self::CODE64 != 0
     }
@@ -124,12 +128,12 @@ pub const NONE: u32 = !0;
 #[derive(Clone, Copy)]
 pub(crate) struct Link {
     pub address: u64,
-    pub epoch: u32,
+    pub space: u32,
     pub block: u32,
 }
 
 impl Link {
-    pub const EMPTY: Link = Link { address: 0, epoch: 0, block: NONE };
+    pub const EMPTY: Link = Link { address: 0, space: 0, block: NONE };
 }
 
 /// Decoded instructions, to be run from the first to the last.
@@ -190,9 +194,9 @@ impl BlockCache {
         (address ^ address >> 12) as usize & (JUMP_CACHE - 1)
     }
     #[inline(always)]
-    pub fn jump(&self, address: u64, epoch: u32, key: BlockKey) -> u32 {
+    pub fn jump(&self, address: u64, space: u32, key: BlockKey) -> u32 {
         let (link, k) = &self.jump[Self::jump_slot(address)];
-        if link.address == address && link.epoch == epoch && *k == key { link.block } else { NONE }
+        if link.address == address && link.space == space && *k == key { link.block } else { NONE }
     }
     pub fn set_jump(&mut self, link: Link, key: BlockKey) {
         self.jump[Self::jump_slot(link.address)] = (link, key);

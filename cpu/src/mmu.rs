@@ -93,7 +93,7 @@ impl Vcpu {
         let a20 = self.fence.a20.load(std::sync::atomic::Ordering::Acquire);
         self.a20_mask = if a20 { !0 } else { !(1 << 20) };
         self.physical.flush();
-        self.flush_tlb(false);
+        self.flush_tlb();
     }
 
     /// Translates one access to a physical address, or raises #PF.
@@ -135,7 +135,7 @@ impl Vcpu {
             self.set_bits(walk.leaf, walk.wide, missing);
         }
         let page = walk.page & self.a20_mask;
-        self.fill(address, page, class, rights, dirty, &walk);
+        self.fill(address, page, (access, class), rights, dirty, &walk);
         Ok(page | address & (PAGE - 1))
     }
 
@@ -166,7 +166,15 @@ impl Vcpu {
         }
     }
 
-    fn fill(&mut self, address: u64, page: u64, class: Class, rights: [bool; 3], dirty: bool, walk: &Walk) {
+    fn fill(
+        &mut self,
+        address: u64,
+        page: u64,
+        (access, class): (Access, Class),
+        rights: [bool; 3],
+        dirty: bool,
+        walk: &Walk,
+    ) {
         let Page::Ram { offset, writable } = self.physical_page(page) else { return };
         let Some(host) = self.ram.page_pointer(offset) else { return };
         let ram_page = (offset / PAGE) as u32;
@@ -179,14 +187,14 @@ impl Vcpu {
             self.tlb.note_writer(ram_page, index);
         }
         let global = walk.global && self.state.cr4 & cr4::PGE != 0;
-        self.giant_code |= rights[2] && walk.shift > 22;
         let entry = Entry {
             read: tag(rights[0]),
             write: tag(write),
             execute: tag(rights[2]),
             addend: (host as u64).wrapping_sub(linear),
         };
-        self.tlb.fill(class, address, entry, Note { ram_page, global, shift: walk.shift, linear });
+        let note = Note { ram_page, global, shift: walk.shift, linear };
+        self.tlb.fill(class, address, entry, note, access == Access::Execute);
     }
 
     #[cold]

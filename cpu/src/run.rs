@@ -109,12 +109,12 @@ impl Vcpu {
     pub(crate) fn linked(&self, previous: u32, address: u64) -> u32 {
         if let Some(block) = self.blocks.blocks.get(previous as usize) {
             for link in &block.links {
-                if link.address == address && link.epoch == self.mapping_epoch && self.fresh(link.block) {
+                if link.address == address && link.space == self.code_space && self.fresh(link.block) {
                     return link.block;
                 }
             }
         }
-        let next = self.blocks.jump(address, self.mapping_epoch, self.key);
+        let next = self.blocks.jump(address, self.code_space, self.key);
         if next != blocks::NONE && self.fresh(next) { next } else { blocks::NONE }
     }
 
@@ -128,7 +128,7 @@ impl Vcpu {
     }
 
     pub(crate) fn link(&mut self, previous: u32, address: u64, next: u32) {
-        let link = Link { address, epoch: self.mapping_epoch, block: next };
+        let link = Link { address, space: self.code_space, block: next };
         self.blocks.set_jump(link, self.key);
         if let Some(block) = self.blocks.blocks.get_mut(previous as usize) {
             block.links[1] = block.links[0];
@@ -259,8 +259,9 @@ impl Vcpu {
     /// Recomputes what is derived from the mode. Called wherever segments, control registers or RFLAGS may
     /// have changed.
     pub fn mode_may_have_changed(&mut self) {
+        self.key = BlockKey::of(&self.state);
+        self.code_space = self.tlb.era() << 15 | u32::from(self.tlb.space(self.code_class()));
         let s = &self.state;
-        self.key = BlockKey::of(s);
         let dr7 = s.dr[7];
         let breakpoints =
             dr7 & 0xFF != 0 && (0..4).any(|n| dr7 >> (n * 2) & 3 != 0 && dr7 >> (16 + n * 4) & 3 == 0);

@@ -9,7 +9,7 @@ use crate::model::Model;
 use crate::ram::Ram;
 use crate::shared::{CodeFence, VcpuShared};
 use crate::state::{CpuState, RFlags, cr0, cr4, gpr, seg};
-use crate::tlb::{Class, Tlb};
+use crate::tlb::{Class, SupervisorCode, Tlb};
 use crate::trace::StepLog;
 use crate::translate::{MappingChange, Translated};
 use std::ops::AddAssign;
@@ -73,12 +73,10 @@ pub struct Vcpu {
     pub tlb: Tlb,
     /// The exception behind [`Exit::Fault`].
     pub fault: Fault,
-    /// Bumped when linear addresses may have changed their meaning: cached look-ups by RIP are void.
-    pub mapping_epoch: u32,
-    /// Which pages that were, for a translator.
+    /// Of the current mode: look-ups by RIP that were noted under another number are void ([`Tlb::space`]).
+    pub(crate) code_space: u32,
+    /// Where supervisor code may have changed its place, for a translator.
     pub mapping_change: MappingChange,
-    /// Code was fetched from a page of a gibibyte: INVLPG may mean very much code.
-    pub giant_code: bool,
     /// Decoded instructions were overwritten, for a translator.
     pub code_changed: bool,
     pub translated: Translated,
@@ -126,9 +124,8 @@ impl Vcpu {
             class: Class::Supervisor,
             tlb: Tlb::default(),
             fault: Fault { vector: 0, error: None, address: 0, dr6: 0 },
-            mapping_epoch: 1,
+            code_space: 0,
             mapping_change: MappingChange::All,
-            giant_code: false,
             code_changed: true,
             translated: Translated::default(),
             a20_mask: !0,
@@ -161,7 +158,7 @@ impl Vcpu {
         self.state.seg[seg::FLAT] = CpuState::reset(0, true).seg[seg::FLAT];
         self.state.seg[seg::FLAT_STACK] = self.state.seg[seg::FLAT];
         self.load_lazy_flags();
-        self.flush_tlb(false);
+        self.flush_tlb();
         self.physical.flush();
         self.update_class();
     }
@@ -263,28 +260,52 @@ impl Vcpu {
         self.state.gpr[gpr::RIP].wrapping_sub(u64::from(len))
     }
 
-    /// Drops translations (all, or all that are not global).
-    pub fn flush_tlb(&mut self, keep_global: bool) {
-        self.tlb.flush(keep_global);
-        if keep_global {
-            self.mapping_change.not_global();
-        } else {
-            self.mapping_change = MappingChange::All;
-        }
-        self.mapping_epoch = self.mapping_epoch.wrapping_add(1);
+    /// Drops all translations.
+    pub fn flush_tlb(&mut self) {
+        let pcid = if self.state.cr4 & cr4::PCIDE != 0 { self.state.cr3 & 0xFFF } else { 0 };
+        self.tlb.flush(pcid as u16);
+        self.mapping_change = MappingChange::All;
         self.counters.tlb_flushes += 1;
         self.stop_block = true;
     }
 
-    /// INVLPG.
-    pub fn flush_tlb_page(&mut self, address: u64) {
-        self.tlb.flush_page(address);
-        if self.giant_code {
-            self.mapping_change = MappingChange::All;
-        } else {
-            self.mapping_change.page(address & !(MappingChange::GRAIN - 1));
+    /// MOV to CR3: translations that are not global are `pcid`'s from now on; `keep` those that it has.
+    pub fn load_tlb_context(&mut self, pcid: u16, keep: bool) {
+        let supervisor_code = self.tlb.load_context(pcid, keep);
+        self.not_global_flushed(supervisor_code);
+    }
+
+    /// Drops all translations that are not global.
+    pub fn flush_tlb_not_global(&mut self) {
+        let supervisor_code = self.tlb.flush_not_global();
+        self.not_global_flushed(supervisor_code);
+    }
+
+    /// Drops what is not global of a PCID.
+    pub fn flush_tlb_context(&mut self, pcid: u16) {
+        let supervisor_code = self.tlb.flush_context(pcid);
+        self.not_global_flushed(supervisor_code);
+    }
+
+    fn not_global_flushed(&mut self, supervisor_code: bool) {
+        if supervisor_code {
+            self.mapping_change.not_global();
         }
-        self.mapping_epoch = self.mapping_epoch.wrapping_add(1);
+        self.counters.tlb_flushes += 1;
+        self.stop_block = true;
+    }
+
+    /// INVLPG; `pcid`: of that one, not of the current one (INVPCID).
+    pub fn flush_tlb_page(&mut self, address: u64, pcid: Option<u16>) {
+        let changed = match pcid {
+            Some(pcid) => self.tlb.flush_context_page(pcid, address),
+            None => self.tlb.flush_page(address),
+        };
+        match changed {
+            SupervisorCode::Same => {}
+            SupervisorCode::Near => self.mapping_change.page(address & !(MappingChange::GRAIN - 1)),
+            SupervisorCode::Any => self.mapping_change = MappingChange::All,
+        }
         self.stop_block = true;
     }
 }

@@ -50,29 +50,41 @@ pub const HOT: u64 = 4;
 pub struct Slot {
     /// Host address to jump to; never null.
     pub code: AtomicU64,
-    /// The linear address that `code` stands for. A jump to another page compares RIP with it, because the
-    /// region may run at several linear addresses.
-    pub address: AtomicU64,
+    /// The linear addresses that `code` stands for, in user code combined with the salt of the space. A jump to
+    /// another page compares RIP with them, because the region may run at several linear addresses, and user code in
+    /// several address spaces: two of them that take turns find their link both.
+    pub tags: [AtomicU64; 2],
     /// The region it belongs to, and its number there: for the engine only.
     pub owner: u32,
-    pub number: u32,
+    pub number: u16,
+    /// Whether the tags are looked at.
+    pub far: bool,
 }
 
 impl Slot {
     pub const CODE: usize = 0;
-    pub const ADDRESS: usize = 8;
+    pub const TAGS: usize = 8;
     pub const SIZE: usize = size_of::<Slot>();
 
-    pub fn new(stub: u64, owner: u32, number: u32) -> Self {
-        Slot { code: AtomicU64::new(stub), address: AtomicU64::new(!0), owner, number }
+    pub fn new(stub: u64, owner: u32, number: u16, far: bool) -> Self {
+        let tags = [AtomicU64::new(!0), AtomicU64::new(!0)];
+        Slot { code: AtomicU64::new(stub), tags, owner, number, far }
     }
-    pub fn link(&self, address: u64, code: u64) {
-        self.address.store(address, Ordering::Relaxed);
-        self.code.store(code, Ordering::Release);
+    pub fn link(&self, tag: u64, code: u64) {
+        self.put([tag, !0], code);
+    }
+    /// As [`Slot::link`]; if it leads to this code already, then for the last tag too.
+    pub fn link_too(&self, tag: u64, code: u64) {
+        let same = self.code.load(Ordering::Relaxed) == code;
+        self.put([tag, if same { self.tags[0].load(Ordering::Relaxed) } else { !0 }], code);
     }
     pub fn unlink(&self, stub: u64) {
-        self.code.store(stub, Ordering::Release);
-        self.address.store(!0, Ordering::Relaxed);
+        self.put([!0; 2], stub);
+    }
+    fn put(&self, tags: [u64; 2], code: u64) {
+        self.tags[0].store(tags[0], Ordering::Relaxed);
+        self.tags[1].store(tags[1], Ordering::Relaxed);
+        self.code.store(code, Ordering::Release);
     }
 }
 
@@ -80,7 +92,7 @@ impl Slot {
 #[repr(C)]
 #[derive(Clone, Copy, Debug)]
 pub struct JumpEntry {
-    /// Linear address ^ salt.
+    /// Linear address ^ salt. User code's salt is that of its space ([`user_salt`]).
     pub tag: u64,
     pub code: u64,
 }
@@ -88,9 +100,17 @@ pub struct JumpEntry {
 /// Entries of a jump table: a power of two.
 pub const JUMP_ENTRIES: usize = 1 << 14;
 
-/// Where a linear address is looked for. Code does the same.
-pub fn jump_index(address: u64) -> usize {
-    (address ^ address >> 12) as usize & (JUMP_ENTRIES - 1)
+/// Where a tag is looked for. Code does the same.
+pub fn jump_index(tag: u64) -> usize {
+    (tag ^ tag >> 12) as usize & (JUMP_ENTRIES - 1)
+}
+
+/// What addresses of user code are combined with ([`trimaran_cpu::tlb::Tlb::space`]). The upper bits keep tags apart: what is
+/// translated is canonical for 48 bits, and numbers have 15. The lower bits keep spaces from taking each other's
+/// places in a jump table.
+pub fn user_salt(space: u16) -> u64 {
+    let spread = u64::from(space).wrapping_mul(0x9E37_79B9_7F4A_7C15) >> 32;
+    u64::from(space) << 48 | spread & (JUMP_ENTRIES as u64 - 1)
 }
 
 /// Addresses that code calls or jumps to.

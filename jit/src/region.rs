@@ -3,6 +3,7 @@
 //! A region is found from decoded blocks of the interpreter, so their bytes are marked as code already. Offsets are
 //! relative to RIP at its entry: a region runs wherever its page is mapped.
 
+use crate::abi::Slot;
 use crate::tree;
 use iced_x86::Mnemonic;
 use std::collections::VecDeque;
@@ -129,18 +130,34 @@ impl Region {
         starts
     }
 
+    /// Where the blocks go directly.
+    fn targets(&self) -> impl Iterator<Item = Target> {
+        let targets = |b: &Block| match b.end {
+            End::Goto(t) => [Some(t), None],
+            End::Branch { taken, not_taken } => [Some(taken), Some(not_taken)],
+            End::Indirect | End::Dispatcher => [None, None],
+        };
+        self.blocks.iter().flat_map(targets).flatten()
+    }
+
     /// How far from its entry a direct branch leads at most, in bytes.
     pub fn reach(&self) -> u64 {
         let far = |t: Target| match t {
             Target::Exit { delta, .. } => delta.unsigned_abs(),
             Target::Block(_) => 0,
         };
-        let ends = self.blocks.iter().map(|b| match b.end {
-            End::Goto(t) => far(t),
-            End::Branch { taken, not_taken } => far(taken).max(far(not_taken)),
-            End::Indirect | End::Dispatcher => 0,
-        });
-        ends.max().unwrap_or(0)
+        self.targets().map(far).max().unwrap_or(0)
+    }
+
+    /// The region's slots, leading nowhere: to `stub`.
+    pub fn new_slots(&self, stub: u64, owner: u32) -> Vec<Slot> {
+        let mut far = vec![false; self.slots];
+        for target in self.targets() {
+            if let Target::Exit { slot, far: true, .. } = target {
+                far[slot] = true;
+            }
+        }
+        far.into_iter().enumerate().map(|(n, far)| Slot::new(stub, owner, n as u16, far)).collect()
     }
 
     /// For each block how many instructions there are from its first to the end of its segment.

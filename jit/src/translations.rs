@@ -10,7 +10,7 @@ use crate::background::{Background, Request};
 use crate::buffer::CodeBuffer;
 use crate::cranelift::Cranelift;
 use crate::engine::{JitOptions, Tier};
-use crate::links::{Links, SlotName, leads_to};
+use crate::links::{Links, MOST_JUMPS, SlotName, leads_to};
 use crate::listing;
 use crate::perf_map::PerfMap;
 use crate::region::{Limits, Region};
@@ -27,6 +27,7 @@ use trimaran_cpu::Vcpu;
 use trimaran_cpu::blocks::{BlockKey, NONE};
 use trimaran_cpu::insn::Insn;
 use trimaran_cpu::state::gpr;
+use trimaran_cpu::tlb::Class;
 use trimaran_cpu::translate::{MappingChange, Translator};
 
 /// A block that no back end can translate, in [`trimaran_cpu::blocks::Block::translation`].
@@ -54,7 +55,7 @@ struct Live {
     slots: Arc<[Slot]>,
     /// Slots that were linked to it at some time.
     incoming: FxHashSet<SlotName>,
-    /// Where it was put into its key's jump table.
+    /// Where it was put into its key's jump table; with more than [`MOST_JUMPS`] not all of them.
     jumps: Vec<u16>,
     counter: Box<u32>,
     /// Whether its code counts.
@@ -250,7 +251,7 @@ impl Translations {
 
     fn new_slots(&self, region: &Region, owner: u32) -> Arc<[Slot]> {
         let stub = self.memory.as_ref().map_or(0, |m| m.runtime.unlinked as u64);
-        (0..region.slots).map(|n| Slot::new(stub, owner, n as u32)).collect()
+        region.new_slots(stub, owner).into()
     }
 
     fn install(
@@ -348,9 +349,7 @@ impl Translations {
                 self.stats.cut += 1;
             }
         }
-        for at in old.jumps {
-            self.links.clear_jump(old.region.key, at, old.entry as u64);
-        }
+        self.links.clear_jumps(old.region.key, &old.jumps, old.entry as u64);
         for page in [old.region.page, old.region.page2] {
             if let Some(page) = self.pages.get_mut(&page) {
                 page.regions.retain(|&r| r != id);
@@ -369,7 +368,7 @@ impl Translations {
     }
 
     fn slot(&self, name: SlotName) -> Option<&Slot> {
-        self.live.get(name.owner as usize)?.as_ref()?.slots.get(name.number as usize)
+        slot_of(&self.live, name)
     }
 
     /// Links the slot that code left by to what is about to run.
@@ -381,7 +380,7 @@ impl Translations {
         let address = v.state.gpr[gpr::RIP];
         let Some(Some(target)) = self.live.get_mut(id as usize) else { return };
         let (entry, page, crosses) = (target.entry as u64, target.region.page, target.region.page2 != NONE);
-        let reach = target.reach;
+        let (reach, user) = (target.reach, target.region.key.user());
         target.incoming.insert(name);
         let Some(Some(from)) = self.live.get(name.owner as usize) else { return };
         let far = crosses || from.region.page2 != NONE || from.region.page != page;
@@ -390,10 +389,19 @@ impl Translations {
             // The page may be mapped where its branches lead out of canonical addresses.
             return;
         }
-        slot.link(address, entry);
         self.stats.links += 1;
+        self.stats.far_links += u64::from(far);
+        if user {
+            slot.link_too(address ^ abi::user_salt(v.tlb.space(Class::User)), entry);
+            if slot.far {
+                self.links.note_user(name);
+            } else if far {
+                self.links.note_unchecked(name);
+            }
+            return;
+        }
+        slot.link(address, entry);
         if far {
-            self.stats.far_links += 1;
             self.links.note_far(name, address, !crosses && v.code_is_global(address));
         }
     }
@@ -412,9 +420,19 @@ impl Translations {
         let stub = self.memory.as_ref().map_or(0, |m| m.runtime.unlinked as u64);
         let (live, cut) = (&self.live, &mut self.stats.cut);
         self.links.mapping_changed(change, |name, address| {
-            let slot =
-                live.get(name.owner as usize).and_then(|l| l.as_ref()?.slots.get(name.number as usize));
-            if let Some(slot) = slot.filter(|s| leads_to(s, address)) {
+            if let Some(slot) = slot_of(live, name).filter(|s| leads_to(s, address)) {
+                slot.unlink(stub);
+                *cut += 1;
+            }
+        });
+    }
+
+    /// Another space of user code may have come, or its numbers begun anew.
+    fn user_space_changed(&mut self, v: &Vcpu) {
+        let stub = self.memory.as_ref().map_or(0, |m| m.runtime.unlinked as u64);
+        let (live, cut) = (&self.live, &mut self.stats.cut);
+        self.links.user_space(v.tlb.era(), v.tlb.space(Class::User), |name| {
+            if let Some(slot) = slot_of(live, name) {
                 slot.unlink(stub);
                 *cut += 1;
             }
@@ -592,10 +610,14 @@ impl Translations {
         let address = v.state.gpr[gpr::RIP];
         let global = live.region.page2 == NONE && v.code_is_global(address);
         let at = self.links.set_jump(live.region.key, address, live.entry as u64, global);
-        if !live.jumps.contains(&at) {
+        if live.jumps.len() <= MOST_JUMPS && !live.jumps.contains(&at) {
             live.jumps.push(at);
         }
     }
+}
+
+fn slot_of(live: &[Option<Live>], name: SlotName) -> Option<&Slot> {
+    live.get(name.owner as usize)?.as_ref()?.slots.get(usize::from(name.number))
 }
 
 /// Regions whose direct branches lead no farther than this need no look at where canonical addresses end, but within it.
@@ -613,6 +635,7 @@ impl Translator for Translations {
             let change = std::mem::take(&mut v.mapping_change);
             self.mapping_changed(&change);
         }
+        self.user_space_changed(v);
         if std::mem::take(&mut v.code_changed) {
             self.drop_stale(v);
         }

@@ -189,7 +189,7 @@ fn counts(bytes: &[u8]) -> String {
         let first = v.block_at(CODE).expect("code in RAM");
         let limits = Limits { tree: trace, decode: true, ..Limits::LOOPS };
         let region = Region::form(&mut v, first, CODE, limits).expect("a region");
-        let slots: Vec<Slot> = (0..region.slots).map(|n| Slot::new(0, 0, n as u32)).collect();
+        let slots: Vec<Slot> = region.new_slots(0, 0);
         let runtime = runtime();
         let job = Job::new(&region, slots.as_ptr() as usize, &runtime);
         let code = if trace { emitter::compile(&job) } else { Cranelift::new().compile(&job) };

@@ -324,7 +324,7 @@ impl KvmVcpu {
         }
         let (cs, rip) = (self.vcpu.state.seg[trimaran_cpu::state::seg::CS].selector, self.vcpu.state.rip());
         let linear = self.vcpu.code_address(rip);
-        self.vcpu.flush_tlb(false);
+        self.vcpu.flush_tlb();
         let bytes: Vec<String> = (0..15).map_while(|n| self.byte_at(linear.wrapping_add(n))).collect();
         let bytes = if bytes.is_empty() { "cannot be read".into() } else { bytes.join(" ") };
         format!("at {cs:04x}:{rip:x}, where the bytes are {bytes}")
@@ -373,7 +373,7 @@ impl Engine for KvmVcpu {
 
     fn probe(&mut self, linear: u64) -> Option<u64> {
         self.fetch().ok()?;
-        self.vcpu.flush_tlb(false);
+        self.vcpu.flush_tlb();
         self.vcpu.probe(linear)
     }
 

@@ -246,7 +246,7 @@ impl Vcpu {
         }
         self.state.msr.efer = value & !efer::LMA | old & efer::LMA;
         if (old ^ value) & efer::NXE != 0 {
-            self.flush_tlb(false);
+            self.flush_tlb();
         }
         true
     }

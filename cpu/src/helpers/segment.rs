@@ -131,7 +131,7 @@ impl Vcpu {
     pub fn set_segment(&mut self, n: usize, segment: Segment) {
         if n == seg::CS && segment.limit != self.state.seg[n].limit {
             // Short cuts to blocks were checked against the old limit.
-            self.mapping_epoch = self.mapping_epoch.wrapping_add(1);
+            self.tlb.renew_spaces();
         }
         self.state.seg[n] = segment;
         self.stop_block = true;

@@ -41,7 +41,7 @@ impl Vcpu {
         // Without paging, before and after, translations stay as they are: real-mode calls of boot loaders switch PE
         // back and forth.
         if (old | new) & cr0::PG != 0 && (old ^ new) & (cr0::PG | cr0::WP) != 0 {
-            self.flush_tlb(false);
+            self.flush_tlb();
         }
         self.update_class();
         Ok(())
@@ -63,8 +63,7 @@ impl Vcpu {
             self.state.cr3 = old;
             return Err(self.protection());
         }
-        // The TLB knows no PCIDs: what is not global goes in any case.
-        self.flush_tlb(true);
+        self.load_tlb_context(if pcid { (value & 0xFFF) as u16 } else { 0 }, keep);
         Ok(())
     }
 
@@ -90,7 +89,7 @@ impl Vcpu {
         }
         self.state.cr4 = value;
         if changed & (paging | cr4::SMAP | cr4::PCIDE) != 0 {
-            self.flush_tlb(false);
+            self.flush_tlb();
         }
         self.update_class();
         Ok(())
@@ -243,7 +242,7 @@ pub fn invlpg(v: &mut Vcpu, i: &Insn) -> Result<(), Exit> {
     v.require_cpl0()?;
     let offset = v.effective_address(i);
     let base = v.state.seg[usize::from(i.seg) & 7].base;
-    v.flush_tlb_page(base.wrapping_add(offset));
+    v.flush_tlb_page(base.wrapping_add(offset), None);
     Err(Exit::Leave)
 }
 
@@ -254,6 +253,7 @@ pub fn invpcid(v: &mut Vcpu, i: &Insn) -> Result<(), Exit> {
     let address = v.operand_address(i, 16, false)?;
     let descriptor = v.load_128(i.seg, address)?;
     let linear = (descriptor >> 64) as u64;
+    let pcid = (descriptor & 0xFFF) as u16;
     let pcid_used = descriptor as u64 & 0xFFF != 0 && v.state.cr4 & cr4::PCIDE == 0;
     let bad = kind > 3
         || descriptor as u64 >> 12 != 0
@@ -263,9 +263,10 @@ pub fn invpcid(v: &mut Vcpu, i: &Insn) -> Result<(), Exit> {
         return Err(v.protection());
     }
     match kind {
-        0 => v.flush_tlb_page(linear),
-        3 | 1 => v.flush_tlb(true),
-        _ => v.flush_tlb(false),
+        0 => v.flush_tlb_page(linear, Some(pcid)),
+        1 => v.flush_tlb_context(pcid),
+        2 => v.flush_tlb(),
+        _ => v.flush_tlb_not_global(),
     }
     Err(Exit::Leave)
 }

@@ -161,7 +161,7 @@ impl Vcpu {
             if self.state.cr4 & cr4::PAE != 0 && !self.load_pdptes() {
                 return Err(self.protection());
             }
-            self.flush_tlb(true);
+            self.load_tlb_context(0, false);
         }
         self.state.cr0 |= cr0::TS;
         self.state.gpr[gpr::RIP] = image.rip;

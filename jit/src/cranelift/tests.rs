@@ -494,7 +494,7 @@ fn compile_some(compiler: &mut Cranelift, seeds: std::ops::Range<u64>) -> (usize
         let first = vcpu.block_at(CODE).expect("a block");
         let limits = Limits { decode: true, ..Limits::LOOPS };
         let region = Region::form(&mut vcpu, first, CODE, limits).expect("a region");
-        let slots: Vec<Slot> = (0..region.slots).map(|n| Slot::new(1, 0, n as u32)).collect();
+        let slots: Vec<Slot> = region.new_slots(1, 0);
         let job = Job::new(&region, slots.as_ptr() as usize, &runtime);
         let started = std::time::Instant::now();
         let code = compiler.compile(&job).unwrap_or_else(|e| panic!("seed {seed}: {e}"));

@@ -488,8 +488,16 @@ impl Writer<'_, '_> {
                 let code = self.b.ins().load(types::I64, MemFlagsData::trusted(), slot, Slot::CODE as i32);
                 if far {
                     let flags = MemFlagsData::trusted();
-                    let address = self.b.ins().load(types::I64, flags, slot, Slot::ADDRESS as i32);
-                    let other = self.b.ins().icmp(IntCC::NotEqual, address, rip);
+                    let mut wanted = rip;
+                    if self.job.region.key.user() {
+                        let salt = self.load_vcpu(types::I64, offset::SALT);
+                        wanted = self.b.ins().bxor(salt, rip);
+                    }
+                    let [first, second] = [Slot::TAGS, Slot::TAGS + 8].map(|at| {
+                        let tag = self.b.ins().load(types::I64, flags, slot, at as i32);
+                        self.b.ins().icmp(IntCC::NotEqual, tag, wanted)
+                    });
+                    let other = self.b.ins().band(first, second);
                     self.guard(other, |w, _| {
                         // Nothing is linked to an address that is not canonical: looked at only here.
                         if w.insn.kernel != trimaran_cpu::kernels::Kernel::Call && w.transfer.is_some() {
@@ -531,8 +539,10 @@ impl Writer<'_, '_> {
         self.store_vcpu(W::Q, Val::Value(target), offset::gpr(gpr::RIP));
         // As `abi::jump_index`, times the size of an entry.
         let table = self.load_vcpu(types::I64, offset::JUMP_TABLE);
-        let page = self.b.ins().ushr_imm_u(target, 12);
-        let hash = self.b.ins().bxor(page, target);
+        let salt = self.load_vcpu(types::I64, offset::SALT);
+        let wanted = self.b.ins().bxor(salt, target);
+        let page = self.b.ins().ushr_imm_u(wanted, 12);
+        let hash = self.b.ins().bxor(page, wanted);
         let index = self.b.ins().band_imm_u(hash, abi::JUMP_ENTRIES as i64 - 1);
         let bytes = self.b.ins().imul_imm_u(index, size_of::<abi::JumpEntry>() as i64);
         let entry = self.b.ins().iadd(table, bytes);
@@ -540,8 +550,6 @@ impl Writer<'_, '_> {
         let tag_at = at(std::mem::offset_of!(abi::JumpEntry, tag));
         let code_at = at(std::mem::offset_of!(abi::JumpEntry, code));
         let tag = self.b.ins().load(types::I64, MemFlagsData::trusted(), entry, tag_at);
-        let salt = self.load_vcpu(types::I64, offset::SALT);
-        let wanted = self.b.ins().bxor(salt, target);
         let other = self.b.ins().icmp(IntCC::NotEqual, tag, wanted);
         self.guard(other, |w, _| {
             let budget = w.b.use_var(w.budget);

@@ -119,8 +119,14 @@ impl Emitter<'_> {
         self.asm.mov_imm(RDX, (self.job.slots + slot * Slot::SIZE) as u64);
         if far {
             self.asm.load(W::Q, RAX, field(RIP));
-            self.asm.alu_load(Alu::Cmp, W::Q, RAX, at(RDX, Slot::ADDRESS as i32));
-            self.asm.jcc(cc::NE, self.common.unlinked);
+            if self.job.region.key.user() {
+                self.asm.alu_load(Alu::Xor, W::Q, RAX, field(offset::SALT));
+                self.asm.alu_load(Alu::Cmp, W::Q, RAX, at(RDX, Slot::TAGS as i32));
+                self.asm.jcc(cc::NE, self.common.second_tag);
+            } else {
+                self.asm.alu_load(Alu::Cmp, W::Q, RAX, at(RDX, Slot::TAGS as i32));
+                self.asm.jcc(cc::NE, self.common.unlinked);
+            }
         }
         self.asm.jmp_mem(at(RDX, Slot::CODE as i32));
     }
@@ -264,14 +270,14 @@ impl Emitter<'_> {
         self.asm.store(W::Q, field(RIP), h);
         let miss = self.common.lookup;
         // `abi::jump_index`.
-        self.asm.mov(W::Q, RAX, h);
+        self.asm.load(W::Q, RCX, field(offset::SALT));
+        self.asm.alu(Alu::Xor, W::Q, RCX, h);
+        self.asm.mov(W::Q, RAX, RCX);
         self.asm.shift_imm(Sh::Shr, W::Q, RAX, 12);
-        self.asm.alu(Alu::Xor, W::D, RAX, h);
+        self.asm.alu(Alu::Xor, W::D, RAX, RCX);
         self.asm.alu_imm(Alu::And, W::D, RAX, JUMP_ENTRIES as i32 - 1);
         self.asm.shift_imm(Sh::Shl, W::D, RAX, size_of::<JumpEntry>().trailing_zeros() as u8);
         self.asm.alu_load(Alu::Add, W::Q, RAX, field(offset::JUMP_TABLE));
-        self.asm.load(W::Q, RCX, field(offset::SALT));
-        self.asm.alu(Alu::Xor, W::Q, RCX, h);
         self.asm.alu_load(Alu::Cmp, W::Q, RCX, at(RAX, std::mem::offset_of!(JumpEntry, tag) as i32));
         self.asm.jcc(cc::NE, miss);
         self.asm.jmp_mem(at(RAX, std::mem::offset_of!(JumpEntry, code) as i32));
@@ -498,6 +504,10 @@ impl Emitter<'_> {
         a.mov_imm(RAX, abi::DONE);
         a.ret();
 
+        a.bind(c.second_tag);
+        a.alu_load(Alu::Cmp, W::Q, RAX, at(RDX, Slot::TAGS as i32 + 8));
+        a.jcc(cc::NE, c.unlinked);
+        a.jmp_mem(at(RDX, Slot::CODE as i32));
         a.bind(c.unlinked);
         a.mov_imm(RAX, r.unlinked as u64);
         a.jmp_reg(RAX);

@@ -76,7 +76,7 @@ fn loop_time(name: &str, insns: u32, code: &[u8]) {
     let region = Region::form(v, first, CODE, Limits { blocks: 1, decode: true, ..Limits::TREE }).unwrap();
     v.shared.clear(!0);
     v.stop_block = false;
-    let slot = Slot::new(bench.runtime.unlinked as u64, 0, 0);
+    let slot = Slot::new(bench.runtime.unlinked as u64, 0, 0, false);
     let job = Job::new(&region, &raw const slot as usize, &bench.runtime);
     let made = compile(&job).unwrap();
     if std::env::var("TRIMARAN_EMITTER_SHOW").is_ok() {

@@ -174,6 +174,8 @@ pub struct Common {
     pub settle: Label,
     pub helper: Label,
     pub done: Label,
+    /// RAX: what the tags of the slot at RDX are compared with; the first is another.
+    pub second_tag: Label,
     pub unlinked: Label,
     pub stop: Label,
     pub lookup: Label,
@@ -187,6 +189,7 @@ impl<'a> Emitter<'a> {
             settle: labels.make(),
             helper: labels.make(),
             done: labels.make(),
+            second_tag: labels.make(),
             unlinked: labels.make(),
             stop: labels.make(),
             lookup: labels.make(),

@@ -328,7 +328,7 @@ impl Bench {
         // Computed targets are likely to be what a register holds.
         for target in &v.state.gpr[..16] {
             let tag = target ^ v.translated.salt;
-            self.table[abi::jump_index(*target)] = JumpEntry { tag, code: self.landing as u64 };
+            self.table[abi::jump_index(tag)] = JumpEntry { tag, code: self.landing as u64 };
         }
         let rip = v.state.gpr[gpr::RIP];
         let Some(first) = v.block_at(rip) else { return false };
@@ -336,8 +336,7 @@ impl Bench {
         v.shared.clear(!0);
         let limits = Limits { blocks: 8, tree: trace, decode: true, ..Limits::TREE };
         let Some(region) = Region::form(v, first, rip, limits) else { return false };
-        let slots: Vec<Slot> =
-            (0..region.slots).map(|n| Slot::new(self.runtime.unlinked as u64, 0, n as u32)).collect();
+        let slots: Vec<Slot> = region.new_slots(self.runtime.unlinked as u64, 0);
         let mut counted = counter.unwrap_or(0);
         let job = Job {
             counter: counter.map(|_| &raw mut counted as usize),
@@ -522,9 +521,7 @@ fn locked_instructions_are_atomic() {
                 v.stop_block = false;
                 let limits = Limits { blocks: 1, insns: 20, decode: true, ..Limits::TREE };
                 let region = Region::form(v, first, rip, limits).unwrap();
-                let slots: Vec<Slot> = (0..region.slots)
-                    .map(|n| Slot::new(bench.runtime.unlinked as u64, 0, n as u32))
-                    .collect();
+                let slots: Vec<Slot> = region.new_slots(bench.runtime.unlinked as u64, 0);
                 let job = Job::new(&region, slots.as_ptr() as usize, &bench.runtime);
                 let made = compile(&job).unwrap();
                 let at = bench.buffer.put(&made.bytes);

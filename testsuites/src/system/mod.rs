@@ -293,7 +293,7 @@ impl Bench {
         } else {
             self.put(self.leaf(linear), value);
         }
-        self.flat.vcpu.flush_tlb(false);
+        self.flat.vcpu.flush_tlb();
     }
 
     /// Makes code and stack pages accessible to programs.

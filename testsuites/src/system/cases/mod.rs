@@ -4,6 +4,7 @@
 // A program of one instruction reads as the longer ones do.
 #![allow(clippy::redundant_closure_for_method_calls)]
 
+mod address_spaces;
 mod code_fetch;
 mod debug_events;
 mod models;
@@ -21,6 +22,7 @@ pub type List = &'static [(&'static str, fn())];
 
 /// All cases by subject.
 pub const SUBJECTS: &[(&str, List)] = &[
+    ("address_spaces", address_spaces::CASES),
     ("code_fetch", code_fetch::CASES),
     ("debug_events", debug_events::CASES),
     ("models", models::CASES),
