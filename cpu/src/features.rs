@@ -118,6 +118,7 @@ features! {
     /// Bits of leaf 7.0 ECX.
     ecx7 Leaf7Ecx {
         UMIP = 2 "umip";
+        PKU = 3 "pku" ["lm"];
         RDPID = 22 "rdpid" ["msr"];
     }
     /// Bits of leaf 7.0 EDX.
@@ -274,6 +275,7 @@ impl Features {
             C::RDSEED => on(b7, ebx7::RDSEED),
             C::SMAP => on(b7, ebx7::SMAP),
             C::CLFLUSHOPT => on(b7, ebx7::CLFLUSHOPT),
+            C::PKU => on(self.leaf7_ecx, ecx7::PKU),
             C::RDPID => on(self.leaf7_ecx, ecx7::RDPID),
             _ => false,
         }

@@ -40,6 +40,7 @@ mod code {
     pub const U: u16 = 4;
     pub const RSVD: u16 = 8;
     pub const I: u16 = 16;
+    pub const PK: u16 = 32;
 }
 
 /// A direct-mapped cache of [`crate::bus::Bus::page`].
@@ -67,6 +68,8 @@ struct Walk {
     writable: bool,
     executable: bool,
     global: bool,
+    /// Protection key, of 4-level paging.
+    key: u8,
     /// Binary logarithm of the page's size.
     shift: u8,
     /// Bits of the leaf entry: a fault sets neither.
@@ -107,6 +110,7 @@ impl Vcpu {
                 writable: true,
                 executable: true,
                 global: false,
+                key: 0,
                 shift: 12,
                 accessed: true,
                 dirty: true,
@@ -122,7 +126,8 @@ impl Vcpu {
         let paging = self.state.cr0 & cr0::PG != 0;
         let may = |access| !paging || self.allowed(&walk, access, class);
         if !may(access) {
-            return Err(self.page_fault(address, access, class, code::P));
+            let key = if self.key_denies(&walk, access, class) { code::PK } else { 0 };
+            return Err(self.page_fault(address, access, class, code::P | key));
         }
         let rights = [may(Access::Read), may(Access::Write), may(Access::Execute)];
         let mut dirty = walk.dirty;
@@ -150,6 +155,9 @@ impl Vcpu {
 
     fn allowed(&self, walk: &Walk, access: Access, class: Class) -> bool {
         let s = &self.state;
+        if self.key_denies(walk, access, class) {
+            return false;
+        }
         if class == Class::User {
             return walk.user
                 && match access {
@@ -164,6 +172,18 @@ impl Vcpu {
             Access::Write => !smap && (walk.writable || s.cr0 & cr0::WP == 0),
             Access::Execute => walk.executable && !(walk.user && s.cr4 & cr4::SMEP != 0),
         }
+    }
+
+    /// Whether the page's protection key forbids a data access (SDM Vol. 3, "Protection Keys").
+    fn key_denies(&self, walk: &Walk, access: Access, class: Class) -> bool {
+        let s = &self.state;
+        if s.cr4 & cr4::PKE == 0 || !s.long_mode() || !walk.user || access == Access::Execute {
+            return false;
+        }
+        let rights = s.pkru >> (walk.key * 2);
+        let (access_disable, write_disable) = (rights & 1 != 0, rights & 2 != 0);
+        let heeds = class == Class::User || s.cr0 & cr0::WP != 0;
+        access_disable || write_disable && access == Access::Write && heeds
     }
 
     fn fill(
@@ -241,6 +261,7 @@ impl Vcpu {
             writable: true,
             executable: true,
             global: false,
+            key: 0,
             shift: 12,
             accessed: false,
             dirty: false,
@@ -268,6 +289,7 @@ impl Vcpu {
                 let mask = (1u64 << shift) - 1;
                 walk.page = (entry & ADDRESS & !mask | address & mask) & !(PAGE - 1);
                 walk.global = entry & pte::G != 0;
+                walk.key = if long { (entry >> 59 & 15) as u8 } else { 0 };
                 walk.shift = shift as u8;
                 walk.accessed = entry & pte::A != 0;
                 walk.dirty = entry & pte::D != 0;
@@ -321,6 +343,7 @@ impl Vcpu {
             writable: both & pte::RW != 0,
             executable: true,
             global: entry & pte::G != 0,
+            key: 0,
             shift: if large { 22 } else { 12 },
             accessed: entry & pte::A != 0,
             dirty: entry & pte::D != 0,

@@ -103,6 +103,7 @@ pub mod cr4 {
     pub const OSXSAVE: u64 = 1 << 18;
     pub const SMEP: u64 = 1 << 20;
     pub const SMAP: u64 = 1 << 21;
+    pub const PKE: u64 = 1 << 22;
 }
 
 /// IA32_EFER.
@@ -301,6 +302,8 @@ pub struct CpuState {
     pub cr3: u64,
     pub cr4: u64,
     pub xcr0: u64,
+    /// Access-disable and write-disable bits of the 16 protection keys.
+    pub pkru: u32,
     /// The four PDPTEs that PAE paging loaded with CR3.
     pub pdpte: [u64; 4],
     /// DR0..DR3, unused, unused, DR6, DR7.
@@ -354,6 +357,7 @@ impl CpuState {
             cr3: 0,
             cr4: 0,
             xcr0: 1,
+            pkru: 0,
             pdpte: [0; 4],
             dr: [0, 0, 0, 0, 0, 0, 0xFFFF_0FF0, 0x400],
             pending_debug: 0,

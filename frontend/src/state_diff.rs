@@ -33,7 +33,14 @@ fn fields(s: &CpuState) -> Vec<(String, String)> {
     add("shadow", format!("{:?}", s.shadow));
     add("nmi blocked, pending", format!("{}, {}", s.nmi_blocked, s.nmis_pending));
     add("smm, smi pending", format!("{}, {}", s.smm, s.smi_pending));
-    for (name, value) in [("cr0", s.cr0), ("cr2", s.cr2), ("cr3", s.cr3), ("cr4", s.cr4), ("xcr0", s.xcr0)] {
+    for (name, value) in [
+        ("cr0", s.cr0),
+        ("cr2", s.cr2),
+        ("cr3", s.cr3),
+        ("cr4", s.cr4),
+        ("xcr0", s.xcr0),
+        ("pkru", s.pkru.into()),
+    ] {
         add(name, format!("{value:x}"));
     }
     add("pdpte", format!("{:x?}", s.pdpte));

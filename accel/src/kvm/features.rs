@@ -4,7 +4,7 @@ use super::host::Host;
 use kvm_bindings::{CpuId, KVM_CPUID_FLAG_SIGNIFCANT_INDEX, kvm_cpuid_entry2};
 use trimaran_cpu::Vcpu;
 use trimaran_cpu::mmu::MAXPHYADDR;
-use trimaran_cpu::model::{FEATURES, Features, Model, Word, ebx7, ecx1, edx1, edx7, ext1};
+use trimaran_cpu::model::{FEATURES, Features, Model, Word, ebx7, ecx1, ecx7, edx1, edx7, ext1};
 use vmm_sys_util::fam;
 
 /// A word of [`Features`], where CPUID has it (leaf, sub-leaf, register), and the bits that need nothing of the host
@@ -47,7 +47,9 @@ impl Place {
     /// Bits that guests can have under this host's KVM.
     fn offered(&self, host: &Host) -> u32 {
         let (leaf, sub, register) = self.place;
-        host.cpuid(leaf, sub)[register] | self.own
+        // PKRU is not among what is exchanged with KVM.
+        let without = if self.word == Word::Leaf7Ecx { ecx7::PKU } else { 0 };
+        host.cpuid(leaf, sub)[register] & !without | self.own
     }
 }
 

@@ -145,6 +145,9 @@ pub fn representable(state: &CpuState) -> Result<(), String> {
     if state.xcr0 & !3 != 0 {
         return Err(format!("XCR0 = {:#x} enables more than x87 and SSE", state.xcr0));
     }
+    if state.cr4 & cr4::PKE != 0 || state.pkru != 0 {
+        return Err("protection keys are in use".into());
+    }
     let wide = state.zmm.iter().enumerate().any(|(n, z)| n >= 16 && *z != [0; 8] || z[2..] != [0; 6]);
     if wide || state.k != [0; 8] {
         return Err("vector registers wider than SSE's are in use".into());

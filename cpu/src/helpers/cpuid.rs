@@ -15,6 +15,8 @@ const XSAVE_SIZE: u32 = 512 + 64;
 
 /// Bits of leaf 1 that follow the machine, not the model.
 const OSXSAVE: u32 = 1 << 27;
+/// Leaf 7 ECX: CR4.PKE.
+const OSPKE: u32 = 1 << 4;
 const HTT: u32 = 1 << 28;
 
 /// The crystal that drives the APIC timer.
@@ -88,7 +90,10 @@ impl Vcpu {
             4 => cache(sub, cpus),
             5 => [64, 64, 3, 0],
             6 => [1 << 2, 0, 0, 0],
-            7 if sub == 0 => [0, f.leaf7_ebx, f.leaf7_ecx, f.leaf7_edx],
+            7 if sub == 0 => {
+                let ospke = if self.state.cr4 & cr4::PKE != 0 { OSPKE } else { 0 };
+                [0, f.leaf7_ebx, f.leaf7_ecx | ospke, f.leaf7_edx]
+            }
             0xB => match sub {
                 0 => [0, 1, 1 << 8, id],
                 1 => [32 - (cpus - 1).leading_zeros().min(31), cpus, 2 << 8 | 1, id],

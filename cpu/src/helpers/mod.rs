@@ -104,6 +104,8 @@ pub fn system_handler(x: &Instruction, i: &mut Insn) -> Option<Handler> {
         Mwait => system::mwait,
         Xgetbv => system::xgetbv,
         Xsetbv => system::xsetbv,
+        Rdpkru => system::rdpkru,
+        Wrpkru => system::wrpkru,
         Rdrand | Rdseed => system::random,
         Rdfsbase | Rdgsbase | Wrfsbase | Wrgsbase => system::segment_base,
         Swapgs => system::swapgs,

@@ -88,7 +88,7 @@ impl Vcpu {
             }
         }
         self.state.cr4 = value;
-        if changed & (paging | cr4::SMAP | cr4::PCIDE) != 0 {
+        if changed & (paging | cr4::SMAP | cr4::PKE | cr4::PCIDE) != 0 {
             self.flush_tlb();
         }
         self.update_class();
@@ -115,6 +115,7 @@ impl Vcpu {
             (f.leaf7_ebx & ebx7::SMAP, cr4::SMAP),
             (f.leaf7_ebx & ebx7::FSGSBASE, cr4::FSGSBASE),
             (f.leaf7_ecx & ecx7::UMIP, cr4::UMIP),
+            (f.leaf7_ecx & ecx7::PKU, cr4::PKE),
             (f.leaf1_ecx & ecx1::PCID, cr4::PCIDE),
             (f.leaf1_ecx & ecx1::XSAVE, cr4::OSXSAVE),
         ]
@@ -345,6 +346,32 @@ pub fn xsetbv(v: &mut Vcpu, _: &Insn) -> Result<(), Exit> {
         return Err(v.protection());
     }
     v.state.xcr0 = value;
+    Err(Exit::Leave)
+}
+
+/// RDPKRU.
+pub fn rdpkru(v: &mut Vcpu, _: &Insn) -> Result<(), Exit> {
+    v.require(v.state.cr4 & cr4::PKE != 0)?;
+    if v.state.gpr[gpr::RCX] as u32 != 0 {
+        return Err(v.protection());
+    }
+    let rights = u64::from(v.state.pkru);
+    v.put_reg(W::D, gpr::RAX as u8, rights);
+    v.put_reg(W::D, gpr::RDX as u8, 0);
+    Ok(())
+}
+
+/// WRPKRU. The TLB's entries hold what the old rights allowed.
+pub fn wrpkru(v: &mut Vcpu, _: &Insn) -> Result<(), Exit> {
+    v.require(v.state.cr4 & cr4::PKE != 0)?;
+    let g = &v.state.gpr;
+    if g[gpr::RCX] as u32 != 0 || g[gpr::RDX] as u32 != 0 {
+        return Err(v.protection());
+    }
+    let rights = g[gpr::RAX] as u32;
+    if std::mem::replace(&mut v.state.pkru, rights) != rights {
+        v.flush_tlb();
+    }
     Err(Exit::Leave)
 }
 

@@ -22,6 +22,8 @@ use Do::*;
 pub const CASES: super::List = &[
     ("access_rights", access_rights),
     ("execute_disable", execute_disable),
+    ("protection_keys", protection_keys),
+    ("pkru", pkru),
     ("reserved_bits", reserved_bits),
     ("large_pages", large_pages),
     ("accessed_and_dirty", accessed_and_dirty),
@@ -127,6 +129,95 @@ fn execute_disable() {
                 None => got.halted(),
                 Some(error) => assert_eq!(got.fault(), (14, error), "{paging:?} NXE {nxe} {what:?}"),
             }
+        }
+    }
+}
+
+/// "Protection Keys": PKRU's bits for the page's key hold for data of user pages; PK in the error code.
+fn protection_keys() {
+    const AD: u32 = 1;
+    const WD: u32 = 2;
+    let (no, yes) = (false, true);
+    // CPL, access, page bits, rights of the page's key, CR4.PKE, CR0.WP, error code (None: allowed).
+    type Row = (u8, Do, u64, u32, bool, bool, Option<u64>);
+    let rows: &[Row] = &[
+        (3, Read, P | W | U, AD, yes, no, Some(0x25)),
+        (3, Write, P | W | U, AD, yes, no, Some(0x27)),
+        (3, Write, P | U, AD, yes, no, Some(0x27)),
+        (3, Read, P | W | U, WD, yes, no, None),
+        (3, Write, P | W | U, WD, yes, no, Some(0x27)),
+        (3, Write, P | W | U, 0, yes, no, None),
+        (3, Fetch, P | U, AD | WD, yes, no, None),
+        (3, Read, P | U, AD, no, no, None),
+        (3, Read, P, AD, yes, no, Some(5)),
+        (3, Read, U, AD, yes, no, Some(4)),
+        (0, Read, P | U, AD, yes, no, Some(0x21)),
+        (0, Write, P | W | U, WD, yes, no, None),
+        (0, Write, P | W | U, WD, yes, yes, Some(0x23)),
+        (0, Write, P | U, WD, yes, no, None),
+        (0, Write, P | U, 0, yes, yes, Some(3)),
+        (0, Write, P | W, AD | WD, yes, yes, None),
+    ];
+    for row in rows {
+        let &(cpl, what, bits, rights, pke, wp, expected) = row;
+        let mut b = Bench::long();
+        if cpl == 3 {
+            b.map_user();
+        }
+        b.map(PAGE, bits | 5 << 59);
+        touch(&mut b, what);
+        b.ring(cpl);
+        let s = &mut b.flat.vcpu.state;
+        s.pkru = rights << 10;
+        s.cr0 |= if wp { cr0::WP } else { 0 };
+        s.cr4 |= if pke { cr4::PKE } else { 0 };
+        let got = b.run();
+        match expected {
+            None if cpl == 3 => assert_eq!(got.fault(), (13, 0), "{row:?}"),
+            None => got.halted(),
+            Some(error) => assert_eq!(got.fault(), (14, error), "{row:?}"),
+        }
+    }
+}
+
+/// "WRPKRU", "RDPKRU": what the TLB holds follows PKRU; ECX and EDX must be 0, and CR4.PKE set.
+fn pkru() {
+    let mut b = Bench::long();
+    b.map(PAGE, P | W | U | 1 << 59);
+    b.code(|a| {
+        a.mov(ebx, dword_ptr(PAGE))?;
+        a.mov(dword_ptr(PAGE), ebx)?;
+        a.xor(ecx, ecx)?;
+        a.xor(edx, edx)?;
+        a.mov(eax, 4)?;
+        a.wrpkru()?;
+        a.xor(eax, eax)?;
+        a.rdpkru()?;
+        a.mov(ebx, dword_ptr(PAGE))?;
+        a.hlt()
+    });
+    b.flat.vcpu.state.cr4 |= cr4::PKE;
+    assert_eq!(b.run().fault(), (14, 0x21));
+    assert_eq!(b.flat.vcpu.state.gpr[0], 4);
+    const RDPKRU: [u8; 4] = [0x0F, 0x01, 0xEE, 0xF4];
+    const WRPKRU: [u8; 4] = [0x0F, 0x01, 0xEF, 0xF4];
+    for (code, count, data, pke, expected) in [
+        (RDPKRU, 0, 5, true, None),
+        (RDPKRU, 1, 0, true, Some((13, 0))),
+        (RDPKRU, 0, 0, false, Some((6, 0))),
+        (WRPKRU, 0, 0, true, None),
+        (WRPKRU, 1, 0, true, Some((13, 0))),
+        (WRPKRU, 0, 1, true, Some((13, 0))),
+        (WRPKRU, 0, 0, false, Some((6, 0))),
+    ] {
+        let mut b = Bench::long();
+        b.flat.ram.write(CODE, &code);
+        let s = &mut b.flat.vcpu.state;
+        (s.gpr[1], s.gpr[2]) = (count, data);
+        s.cr4 |= if pke { cr4::PKE } else { 0 };
+        match expected {
+            None => b.run().halted(),
+            Some(fault) => assert_eq!(b.run().fault(), fault, "{code:x?} ECX {count} EDX {data} PKE {pke}"),
         }
     }
 }
