@@ -2,6 +2,8 @@
 //! codes.
 
 mod elf;
+mod interrupts_kernel;
+mod program;
 mod rom;
 mod unit_kernel;
 
@@ -44,6 +46,16 @@ fn a_kernel_leaves_with_success() {
                 format!("args: {kernel} first second=2\ncpus {cpus}\nonline {cpus}\ninterrupt\ndone\n");
             assert_eq!(stdout, expected);
         }
+    }
+}
+
+#[test]
+fn a_kernel_takes_interrupts() {
+    let folder = TempDir::new().unwrap();
+    let kernel = write(&folder, "interrupts.flat", &interrupts_kernel::build());
+    for engine in ENGINES {
+        let (status, stdout, stderr) = trimaran(&[&["--testdev", "--kernel", &kernel][..], engine].concat());
+        assert_eq!((status, stdout.as_str()), (1, "done\n"), "{engine:?}: {stderr}");
     }
 }
 
