@@ -296,6 +296,6 @@ fn task(v: &mut Vcpu, d: &Descriptor, selector: u16, reason: Reason) -> Result<(
     } else {
         selector
     };
-    v.switch_task(tss, reason, None)?;
+    v.switch_task_by_instruction(tss, reason)?;
     Err(Exit::Leave)
 }

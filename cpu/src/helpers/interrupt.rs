@@ -269,7 +269,11 @@ impl Vcpu {
         let gate = self.gate(vector, source, 8)?;
         let error = if let Source::Exception(error) = source { error } else { None };
         if gate.typ() == kind::TASK_GATE {
-            return self.switch_task(gate.gate_selector(), Reason::Interrupt, error);
+            let selector = gate.gate_selector();
+            return match source {
+                Source::Software => self.switch_task_by_instruction(selector, Reason::Interrupt),
+                _ => self.switch_task(selector, Reason::Interrupt, error),
+            };
         }
         let wide = gate.typ() & 8 != 0;
         let size = if wide { 4 } else { 2 };

@@ -98,7 +98,7 @@ fn iret_protected(v: &mut Vcpu, i: &Insn) -> Result<(), Exit> {
         }
         let base = v.state.tr.base;
         let link = v.load_system(base, 2)? as u16;
-        v.switch_task(link, Reason::Iret, None)?;
+        v.switch_task_by_instruction(link, Reason::Iret)?;
         return Err(Exit::Leave);
     }
     let mut stack = Stack::current(v);

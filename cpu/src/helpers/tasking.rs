@@ -17,6 +17,8 @@ pub enum Reason {
 /// The registers that a TSS holds.
 #[derive(Default)]
 struct Image {
+    /// Of a 32-bit TSS.
+    wide: bool,
     cr3: Option<u64>,
     rip: u64,
     flags: u64,
@@ -28,13 +30,30 @@ struct Image {
 }
 
 impl Vcpu {
-    /// Switches to the task whose TSS `selector` names. `error` is pushed on the new stack.
+    /// Switches to the task whose TSS `selector` names, for an event that is being delivered. `error` is pushed on the
+    /// new stack. A fault may be that of the new task.
     pub(crate) fn switch_task(
         &mut self,
         selector: u16,
         reason: Reason,
         error: Option<u16>,
     ) -> Result<(), Exit> {
+        let image = self.leave_task(selector, reason)?;
+        self.begin_task(&image, reason, error)
+    }
+
+    /// Switches tasks for an instruction. A fault of the new task is delivered in it, before its first instruction: the
+    /// instruction here has ended.
+    pub(crate) fn switch_task_by_instruction(&mut self, selector: u16, reason: Reason) -> Result<(), Exit> {
+        let image = self.leave_task(selector, reason)?;
+        if self.begin_task(&image, reason, None).is_err() {
+            self.deliver_fault();
+        }
+        Ok(())
+    }
+
+    /// All checks, then what the switch writes: after it there is no way back.
+    fn leave_task(&mut self, selector: u16, reason: Reason) -> Result<Image, Exit> {
         let code = error_of(selector);
         let bad = if reason == Reason::Iret { vector::TS } else { vector::GP };
         if code == 0 || selector & 4 != 0 {
@@ -76,10 +95,15 @@ impl Vcpu {
         let mut tr = d.segment(selector);
         tr.attributes |= 2;
         self.state.tr = tr;
-        self.load_task(&image, wide, matches!(reason, Reason::Call | Reason::Interrupt))?;
+        Ok(Image { wide, ..image })
+    }
+
+    /// The new task's state, and the error code of what it was called for.
+    fn begin_task(&mut self, image: &Image, reason: Reason, error: Option<u16>) -> Result<(), Exit> {
+        self.load_task(image, matches!(reason, Reason::Call | Reason::Interrupt))?;
         if let Some(error) = error {
             let mut stack = super::stack::Stack::current(self);
-            stack.push(self, if wide { 4 } else { 2 }, u64::from(error))?;
+            stack.push(self, if image.wide { 4 } else { 2 }, u64::from(error))?;
             stack.commit(self);
         }
         let rip = self.state.gpr[gpr::RIP];
@@ -152,8 +176,8 @@ impl Vcpu {
         Ok(())
     }
 
-    /// Loads the incoming task. From here on faults belong to it.
-    fn load_task(&mut self, image: &Image, wide: bool, nested: bool) -> Result<(), Exit> {
+    /// Loads registers and segments of the incoming task.
+    fn load_task(&mut self, image: &Image, nested: bool) -> Result<(), Exit> {
         if self.state.cr0 & cr0::PG != 0
             && let Some(cr3) = image.cr3
         {
@@ -166,7 +190,7 @@ impl Vcpu {
         self.state.cr0 |= cr0::TS;
         self.state.gpr[gpr::RIP] = image.rip;
         self.state.gpr[..8].copy_from_slice(&image.gpr);
-        let mut flags = RFlags::from_bits_retain(image.flags & if wide { 0x3F_7FD5 } else { 0x7FD5 });
+        let mut flags = RFlags::from_bits_retain(image.flags & if image.wide { 0x3F_7FD5 } else { 0x7FD5 });
         flags.set(RFlags::NT, nested || flags.contains(RFlags::NT));
         // Local breakpoint enables end with the task.
         self.state.dr[7] &= !0x155;

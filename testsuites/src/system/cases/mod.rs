@@ -12,10 +12,12 @@ mod modes;
 mod msrs;
 mod paging;
 mod privilege;
+mod real_mode;
 mod regressions;
 mod segmentation;
 mod system_calls;
 mod tasks;
+mod undefined;
 
 /// Names and functions, which panic where something is wrong.
 pub type List = &'static [(&'static str, fn())];
@@ -30,8 +32,10 @@ pub const SUBJECTS: &[(&str, List)] = &[
     ("msrs", msrs::CASES),
     ("paging", paging::CASES),
     ("privilege", privilege::CASES),
+    ("real_mode", real_mode::CASES),
     ("regressions", regressions::CASES),
     ("segmentation", segmentation::CASES),
     ("system_calls", system_calls::CASES),
     ("tasks", tasks::CASES),
+    ("undefined", undefined::CASES),
 ];

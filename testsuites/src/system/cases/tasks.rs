@@ -10,6 +10,11 @@ pub const CASES: super::List = &[
     ("call_and_return", call_and_return),
     ("task_gate", task_gate),
     ("checks", checks),
+    ("conforming_code", conforming_code),
+    ("into_virtual_8086_mode_and_back", into_virtual_8086_mode_and_back),
+    ("faults_of_the_new_task", faults_of_the_new_task),
+    ("tasks_of_16_bits", tasks_of_16_bits),
+    ("external_events", external_events),
     ("smi_and_rsm", smi_and_rsm),
 ];
 
@@ -108,6 +113,172 @@ fn checks() {
         b.describe(sel::TSS2, descriptor(TSS2 as u32, limit, attributes));
         b.flat.ram.write(CODE, &[0xEA, 0, 0, 0, 0, sel::TSS2 as u8, 0]);
         assert_eq!(b.run().fault(), (expected, u64::from(sel::TSS2)), "{name}");
+    }
+}
+
+/// A new task's CPL is CS.RPL: conforming code of DPL 0 may run at 3.
+fn conforming_code() {
+    let mut b = bench(|a| {
+        a.mov(eax, cs)?;
+        a.int3()
+    });
+    b.describe(
+        sel::SPARE,
+        descriptor(0, 0xF_FFFF, attr::P | attr::S | attr::CODE | attr::EC | attr::DB | attr::G),
+    );
+    for (offset, selector) in
+        [(0x4C, sel::SPARE | 3), (0x48, sel::DATA3), (0x50, sel::DATA3), (0x54, sel::DATA3)]
+    {
+        b.flat.ram.write(TSS2 + offset, &u32::from(selector).to_le_bytes());
+    }
+    b.put(TSS2 + 4, STACK0);
+    b.put(TSS2 + 8, u64::from(sel::DATA0));
+    b.flat.ram.write(CODE, &[0x9A, 0xF4, 0xF4, 0xF4, 0xF4, sel::TSS2 as u8, 0]);
+    let r = b.run().raised();
+    assert_eq!((r.vector, r.cs, r.ss), (3, u64::from(sel::SPARE | 3), u64::from(sel::DATA3)));
+}
+
+/// IRET with NT set returns to the task that the link names, here one in virtual-8086 mode; its #UD comes back by a task
+/// gate.
+fn into_virtual_8086_mode_and_back() {
+    let mut b = bench(|a| a.ud2());
+    for (offset, value) in [
+        (0x20, SECOND & 0xF),
+        (0x24, 0x2_0002),
+        (0x4C, SECOND >> 4),
+        (0x48, 0x2345),
+        (0x54, 0x1234),
+        (0x50, 0),
+    ] {
+        b.flat.ram.write(TSS2 + offset, &(value as u32).to_le_bytes());
+    }
+    b.describe(sel::TSS2, descriptor(TSS2 as u32, 0x67, attr::P | 11));
+    b.put(IDT + 6 * 8, gate(sel::TSS, 0, 5, 0, 0));
+    b.flat.ram.write(TSS, &u32::from(sel::TSS2).to_le_bytes());
+    let end = b.code(|a| {
+        a.pushfd()?;
+        a.or(word_ptr(esp), 0x4000)?;
+        a.popfd()?;
+        a.iretd()?;
+        a.hlt()
+    });
+    assert_eq!(b.run(), Outcome::Halted(end));
+    assert_eq!(b.flat.vcpu.state.tr.selector, sel::TSS);
+    assert_eq!(b.get(TSS2 + 0x24, 4) & 0x2_0000, 0x2_0000, "VM in the image");
+    assert_eq!((b.get(TSS2 + 0x48, 2), b.get(TSS2 + 0x54, 2)), (0x2345, 0x1234), "ES and DS");
+    assert!(busy(&b, sel::TSS2) && busy(&b, sel::TSS), "the gate nests");
+}
+
+/// "Exception or Interrupt ... Task Switch": a segment that cannot be loaded is a fault of the new task, at its first
+/// instruction.
+fn faults_of_the_new_task() {
+    let spare = u64::from(sel::SPARE);
+    for (name, offset, attributes, expected) in [
+        ("DS absent", 0x54, attr::S | attr::RW, (11, spare)),
+        ("DS of a system type", 0x54, attr::P | 9, (10, spare)),
+        ("SS absent", 0x50, attr::S | attr::RW, (12, spare)),
+        ("SS not writable", 0x50, attr::P | attr::S, (10, spare)),
+        ("CS is data", 0x4C, attr::P | attr::S | attr::RW, (10, spare)),
+        ("CS absent", 0x4C, attr::S | attr::CODE, (11, spare)),
+        ("LDT is data", 0x60, attr::P | attr::S | attr::RW, (10, spare)),
+    ] {
+        // A task of its own handles the fault: the new one may have no stack.
+        let mut b = bench(|a| a.hlt());
+        b.flat.ram.write(TSS2 + offset, &u32::from(sel::SPARE).to_le_bytes());
+        b.describe(sel::SPARE, descriptor(0, 0xFFFF, attributes));
+        const TSS3: u64 = 0x3800;
+        b.describe(sel::SPARE2, descriptor(TSS3 as u32, 0x67, attr::P | 9));
+        let mut image = [0; 0x68];
+        b.flat.ram.read(TSS2, &mut image);
+        b.flat.ram.write(TSS3, &image);
+        for (at, value) in [
+            (0x4C, u64::from(sel::CODE0)),
+            (0x50, u64::from(sel::DATA0)),
+            (0x54, u64::from(sel::DATA0)),
+            (0x60, 0),
+            (0x20, 0xA000),
+        ] {
+            b.flat.ram.write(TSS3 + at, &(value as u32).to_le_bytes());
+        }
+        b.assemble(32, 0xA000, |a| {
+            a.pop(ecx)?;
+            a.hlt()
+        });
+        b.put(IDT + expected.0 * 8, gate(sel::SPARE2, 0, 5, 0, 0));
+        b.flat.ram.write(CODE, &[0xEA, 0, 0, 0, 0, sel::TSS2 as u8, 0]);
+        assert_eq!(b.run(), Outcome::Halted(0xA002), "{name}");
+        assert_eq!(b.flat.vcpu.state.gpr[1], expected.1, "{name}");
+        assert_eq!(b.get(TSS3, 2), u64::from(sel::TSS2), "{name}: the fault is the new task's");
+        assert_eq!(b.get(TSS2 + 0x20, 4), SECOND, "{name}: at its first instruction");
+    }
+}
+
+/// "16-Bit Task-State Segment": a switch there and back saves and loads words.
+fn tasks_of_16_bits() {
+    let mut b = Bench::protected();
+    b.describe(sel::TSS2, descriptor(TSS2 as u32, 0x2B, attr::P | 1));
+    for (offset, value) in [
+        (0x0E, SECOND),
+        (0x10, 2),
+        (0x12, 0x1111),
+        (0x1A, STACK0),
+        (0x22, u64::from(sel::DATA0)),
+        (0x24, u64::from(sel::CODE0)),
+        (0x26, u64::from(sel::DATA0)),
+        (0x28, u64::from(sel::DATA0)),
+        (0x2A, 0),
+    ] {
+        b.flat.ram.write(TSS2 + offset, &(value as u16).to_le_bytes());
+    }
+    b.assemble(32, SECOND, |a| {
+        a.mov(dword_ptr(PAGE), eax)?;
+        a.mov(eax, 0x5555_6666)?;
+        a.iretd()
+    });
+    let end = b.code(|a| {
+        a.mov(eax, 7)?;
+        a.db(&[0x9A, 0, 0, 0, 0, sel::TSS2 as u8, 0])?;
+        a.hlt()
+    });
+    assert_eq!(b.run(), Outcome::Halted(end));
+    assert_eq!(
+        (b.get(PAGE, 2), b.get(TSS2 + 0x12, 2), b.get(TSS2, 2)),
+        (0x1111, 0x6666, u64::from(sel::TSS))
+    );
+    assert_eq!(b.flat.vcpu.state.gpr[0], 7);
+    assert_eq!(b.get(TSS2 + 0x14, 2), 0, "CX, behind the word of AX");
+}
+
+/// Interrupts and NMIs by task gates; EXT in the error code where their delivery fails.
+fn external_events() {
+    for nmi in [false, true] {
+        let vector = if nmi { 2 } else { 0x40 };
+        let mut b = bench(|a| {
+            a.inc(dword_ptr(PAGE))?;
+            a.iretd()
+        });
+        b.put(IDT + vector * 8, gate(sel::TSS2, 0, 5, 0, 0));
+        let end = b.code(|a| {
+            a.sti()?;
+            a.nop()?;
+            a.nop()?;
+            a.hlt()
+        });
+        let raise = |b: &mut Bench| {
+            if nmi {
+                b.flat.vcpu.fence.vcpus[0].raise(attention::NMI);
+            } else {
+                b.flat.bus.raise(0x40);
+            }
+        };
+        raise(&mut b);
+        assert_eq!(b.run(), Outcome::Halted(end));
+        assert_eq!(b.get(PAGE, 4), 1);
+        // A gate that is not there.
+        b.put(IDT + vector * 8, gate(sel::TSS2, 0, 5, 0, 0) & !(0x80 << 40));
+        b.start();
+        raise(&mut b);
+        assert_eq!(b.run().fault(), (11, vector * 8 + 3), "IDT and EXT");
     }
 }
 
