@@ -481,20 +481,18 @@ pub fn arpl(v: &mut Vcpu, i: &Insn) -> Result<(), Exit> {
         return Err(v.undefined());
     }
     let rpl = v.get_reg(W::W, i.r1) & 3;
-    let (old, place) = if i.memory() {
-        let address = v.operand_address(i, 2, true)?;
-        let (old, place) = v.load_for_write::<2>(i.seg, address)?;
-        (old, Some(place))
+    let old = if i.memory() {
+        let address = v.operand_address(i, 2, false)?;
+        v.load::<2>(i.seg, address)?
     } else {
-        (v.get_reg(W::W, i.r0), None)
+        v.get_reg(W::W, i.r0)
     };
     let raise = old & 3 < rpl;
-    if raise {
-        let new = old & !3 | rpl;
-        match place {
-            Some(place) => v.put::<2>(place, new),
-            None => v.put_reg(W::W, i.r0, new),
-        }
+    if raise && i.memory() {
+        let address = v.operand_address(i, 2, true)?;
+        v.store::<2>(i.seg, address, old & !3 | rpl)?;
+    } else if raise {
+        v.put_reg(W::W, i.r0, old & !3 | rpl);
     }
     set_zf(v, raise);
     Ok(())

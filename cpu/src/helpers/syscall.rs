@@ -5,6 +5,7 @@ use crate::Vcpu;
 use crate::fault::Exit;
 use crate::insn::Insn;
 use crate::memory::canonical;
+use crate::run::DR6_BS;
 use crate::state::{RFlags, Segment, attr, efer, gpr, seg};
 
 /// A flat code segment.
@@ -31,11 +32,16 @@ pub fn syscall(v: &mut Vcpu, _: &Insn) -> Result<(), Exit> {
     let selector = (star >> 32) as u16 & 0xFFFC;
     set_code(v, code(selector, 0, true), 0, target);
     v.set_segment(seg::SS, stack(selector.wrapping_add(8), 0));
-    v.set_rflags(RFlags::from_bits_retain(flags.bits() & !mask) - RFlags::RF);
+    let new = RFlags::from_bits_retain(flags.bits() & !mask) - RFlags::RF;
+    v.set_rflags(new);
+    if flags.contains(RFlags::TF) && !new.contains(RFlags::TF) {
+        // No single-step trap follows, as none follows INT.
+        v.counters.interrupts += 1;
+    }
     Err(Exit::Leave)
 }
 
-/// SYSRET to 64-bit (REX.W) or compatibility mode.
+/// SYSRET to 64-bit (REX.W) or compatibility mode. A TF that it restores traps at once, unlike IRET's.
 pub fn sysret(v: &mut Vcpu, i: &Insn) -> Result<(), Exit> {
     v.require(v.state.code64() && v.state.msr.efer & efer::SCE != 0)?;
     v.require_cpl0()?;
@@ -50,6 +56,9 @@ pub fn sysret(v: &mut Vcpu, i: &Insn) -> Result<(), Exit> {
     set_code(v, code(selector, 3, long), 3, if long { target } else { target & 0xFFFF_FFFF });
     v.set_segment(seg::SS, stack(base.wrapping_add(8) | 3, 3));
     v.set_rflags(flags);
+    if flags.contains(RFlags::TF) {
+        v.state.pending_debug |= DR6_BS;
+    }
     Err(Exit::Leave)
 }
 

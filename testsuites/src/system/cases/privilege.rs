@@ -11,6 +11,7 @@ pub const CASES: super::List = &[
     ("interrupt_and_return", interrupt_and_return),
     ("software_interrupt_privilege", software_interrupt_privilege),
     ("iret_checks", iret_checks),
+    ("segments_that_iret_takes_away", segments_that_iret_takes_away),
     ("privileged_instructions", privileged_instructions),
     ("io_permission_bitmap", io_permission_bitmap),
     ("virtual_8086", virtual_8086),
@@ -362,4 +363,31 @@ fn fault_priority() {
     b.map(PAGE, 0);
     b.code(|a| a.lock().mov(dword_ptr(PAGE), eax));
     assert_eq!(b.run().fault(), (6, 0), "LOCK MOV before its operand");
+}
+
+/// "IRET": data segments of more privilege become null on the way out; in 64-bit mode the bases of FS and GS stay.
+fn segments_that_iret_takes_away() {
+    let mut b = Bench::long();
+    b.map_user();
+    b.map(PAGE, 7);
+    b.put(PAGE, 0xCAFE_F00D);
+    let target = CODE + 0x100;
+    b.code(|a| {
+        a.push(i32::from(sel::DATA3))?;
+        a.push(STACK as i32)?;
+        a.push(2)?;
+        a.push(i32::from(sel::CODE3))?;
+        a.push(target as i32)?;
+        a.iretq()
+    });
+    b.assemble(64, target, |a| {
+        a.mov(eax, dword_ptr(0x1000).gs())?;
+        a.mov(ebx, gs)?;
+        a.mov(ecx, ds)?;
+        a.int3()
+    });
+    b.flat.vcpu.state.seg[seg::GS].base = PAGE - 0x1000;
+    assert_eq!(b.run().raised().vector, 3);
+    let g = b.flat.vcpu.state.gpr;
+    assert_eq!((g[0], g[3], g[1]), (0xCAFE_F00D, 0, 0));
 }

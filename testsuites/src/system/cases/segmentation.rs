@@ -10,6 +10,8 @@ pub const CASES: super::List = &[
     ("stack_faults", stack_faults),
     ("conforming_code", conforming_code),
     ("selector_queries", selector_queries),
+    ("arpl_writes_what_it_changes", arpl_writes_what_it_changes),
+    ("enter_checks_the_frames_end", enter_checks_the_frames_end),
 ];
 
 const DATA: u16 = attr::P | attr::S | attr::RW | attr::A | attr::DB;
@@ -189,4 +191,48 @@ fn selector_queries() {
     assert_eq!(g[3], 0x1234);
     assert_eq!(g[2] & 0xFFFF, 1, "VERR yes, VERW no");
     assert_eq!(g[1] & 0xFF, 1, "an empty descriptor has no limit");
+}
+
+/// "ARPL": memory is written only if the RPL is raised, so a segment that cannot be written is no fault otherwise.
+fn arpl_writes_what_it_changes() {
+    for (rpl, raised) in [(2u64, None), (3, Some((13, 0)))] {
+        let mut b = Bench::protected();
+        b.describe(sel::SPARE, descriptor(0, 0xF_FFFF, attr::P | attr::S | attr::G | attr::DB));
+        b.put(PAGE, 0xFFF2);
+        b.code(|a| {
+            a.mov(eax, u32::from(sel::SPARE))?;
+            a.mov(ds, eax)?;
+            a.arpl(word_ptr(PAGE), bx)?;
+            a.hlt()
+        });
+        b.flat.vcpu.state.gpr[3] = rpl;
+        match raised {
+            None => b.run().halted(),
+            Some(fault) => assert_eq!(b.run().fault(), fault),
+        }
+        assert_eq!(b.get(PAGE, 2), 0xFFF2);
+    }
+}
+
+/// "ENTER": a page fault if a write at the final stack pointer would be one; nothing has changed then.
+fn enter_checks_the_frames_end() {
+    for (size, expected) in [(0, None), (1, Some((14, 7)))] {
+        let mut b = Bench::paged(Paging::Bits32);
+        b.map_user();
+        b.map(PAGE, 3);
+        b.map(PAGE + 0x1000, 7);
+        b.code(|a| {
+            a.enter(size, 0)?;
+            a.int3()
+        });
+        b.ring(3);
+        b.flat.vcpu.state.gpr[4] = PAGE + 0x1004;
+        let r = b.run().raised();
+        match expected {
+            None => assert_eq!((r.vector, r.sp), (3, PAGE + 0x1000)),
+            Some(fault) => {
+                assert_eq!((r.vector, r.error, r.ip, r.sp), (fault.0, fault.1, CODE, PAGE + 0x1004));
+            }
+        }
+    }
 }

@@ -7,6 +7,7 @@ use trimaran_cpu::state::{RFlags, cr0, cr4, efer, seg};
 
 pub const CASES: super::List = &[
     ("syscall_and_sysret", syscall_and_sysret),
+    ("single_steps_over_system_calls", single_steps_over_system_calls),
     ("sysenter_and_sysexit", sysenter_and_sysexit),
     ("coprocessor_availability", coprocessor_availability),
     ("save_area_checks", save_area_checks),
@@ -59,6 +60,32 @@ fn syscall_and_sysret() {
     b.code(|a| a.sysretq());
     let r = b.run().raised();
     assert_eq!((r.vector, r.error, r.cs), (13, 0, u64::from(sel::CODE0)));
+}
+
+/// "SYSCALL": no trap where FMASK clears TF. "SYSRET": a TF that it restores traps before the next instruction.
+fn single_steps_over_system_calls() {
+    for (mask, expected) in [(0x100, CODE + 2), (0, 0x9000)] {
+        let mut b = Bench::long();
+        b.map_user();
+        b.map(0x9000, 3);
+        let s = &mut b.flat.vcpu.state;
+        s.msr.efer |= efer::SCE;
+        s.msr.star = u64::from(sel::CODE0) << 32 | 0x58 << 48;
+        (s.msr.lstar, s.msr.sfmask) = (0x9000, mask);
+        b.code(|a| {
+            a.syscall()?;
+            a.nop()?;
+            a.nop()
+        });
+        b.assemble(64, 0x9000, |a| {
+            a.nop()?;
+            a.sysretq()
+        });
+        b.ring(3);
+        b.flat.vcpu.state.rflags = RFlags::from_bits_retain(0x102);
+        let r = b.run().raised();
+        assert_eq!((r.vector, r.ip), (1, expected), "FMASK {mask:x}");
+    }
 }
 
 /// SYSENTER and SYSEXIT from 32-bit mode.
