@@ -35,6 +35,10 @@ impl BlockKey {
     const SSE: u16 = 256;
     /// MXCSR's controls are those of reset: all exceptions masked, nearest, neither DAZ nor FTZ.
     const DEFAULT_MXCSR: u16 = 512;
+    /// Neither real nor virtual-8086 mode: there are VEX prefixes.
+    const PROTECTED: u16 = 1024;
+    /// Vector instructions with a VEX prefix may run: so, and CR0.TS = 0, CR4.OSXSAVE = 1, XCR0 has SSE and AVX.
+    const AVX: u16 = 2048;
 
     /// The key of the current mode.
     pub fn of(s: &CpuState) -> Self {
@@ -45,6 +49,12 @@ impl BlockKey {
         }
         if s.mxcsr & !0x3F == 0x1F80 {
             key |= Self::DEFAULT_MXCSR;
+        }
+        if !s.real_or_v86() {
+            key |= Self::PROTECTED;
+            if s.cr0 & cr0::TS == 0 && s.avx_enabled() {
+                key |= Self::AVX;
+            }
         }
         if s.long_mode() && cs.has(attr::L) {
             return BlockKey(key | Self::CODE64 | Self::STACK32 | Self::FLAT_CS);
@@ -85,6 +95,14 @@ impl BlockKey {
     /// SSE instructions need no check.
     pub fn sse(self) -> bool {
         self.0 & Self::SSE != 0
+    }
+    /// VEX prefixes exist.
+    pub fn protected(self) -> bool {
+        self.0 & Self::PROTECTED != 0
+    }
+    /// Vector instructions with a VEX prefix need no check.
+    pub fn avx(self) -> bool {
+        self.0 & Self::AVX != 0
     }
     /// MXCSR's controls are those of reset.
     pub fn default_mxcsr(self) -> bool {

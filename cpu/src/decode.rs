@@ -11,7 +11,7 @@ use crate::insn::{Handler, Insn, prefix};
 use crate::interp::form;
 use crate::kernels::{self, Kernel, shift_rotate};
 use crate::state::{gpr, seg};
-use iced_x86::{Code, Instruction, Mnemonic as M, OpKind, Register};
+use iced_x86::{Code, CpuidFeature, EncodingKind, Instruction, Mnemonic as M, OpKind, Register};
 
 /// Handlers of a kernel by form (see [`form`]) and width (1, 2, 4, 8).
 pub type Forms = [[Handler; 4]; 7];
@@ -91,6 +91,17 @@ pub fn lower(x: &Instruction, key: BlockKey, features: &Features) -> Insn {
         // Translators go by the code.
         i.code = Code::INVALID;
         return i;
+    }
+    if x.encoding() == EncodingKind::VEX {
+        let vector = !matches!(x.cpuid_features(), [CpuidFeature::BMI1 | CpuidFeature::BMI2]);
+        if !key.protected() {
+            i.run = misc::undefined;
+            return i;
+        }
+        if vector && !key.avx() {
+            i.run = misc::avx_unavailable;
+            return i;
+        }
     }
     let lock = x.has_lock_prefix();
     if lock && !lockable(x) {
@@ -364,7 +375,7 @@ fn select(x: &Instruction, i: &mut Insn) -> Run {
     if let Some(run) = integer(x, i) {
         return run;
     }
-    if let Some(f) = system_handler(x, i) {
+    if let Some(f) = system_handler(x, i).or_else(|| bit_manipulation::handler(x, i)) {
         return H(f);
     }
     if let Some(f) = crate::fpu::handler(x, i).or_else(|| crate::simd::handler(x, i)) {

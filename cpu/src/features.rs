@@ -96,11 +96,14 @@ features! {
         SSE4_1 = 19 "sse4_1" ["ssse3"];
         SSE4_2 = 20 "sse4_2" ["sse4_1"];
         X2APIC = 21 "x2apic" ["apic"];
+        FMA = 12 "fma" ["avx"];
         MOVBE = 22 "movbe";
         POPCNT = 23 "popcnt";
         TSC_DEADLINE = 24 "tsc_deadline_timer" ["apic" "tsc"];
         AES = 25 "aes" ["sse2"];
         XSAVE = 26 "xsave" ["fxsr"];
+        AVX = 28 "avx" ["xsave" "sse4_2"];
+        F16C = 29 "f16c" ["avx"];
         RDRAND = 30 "rdrand";
         HYPERVISOR = 31 "hypervisor";
     }
@@ -108,17 +111,24 @@ features! {
     ebx7 Leaf7Ebx {
         FSGSBASE = 0 "fsgsbase" ["lm"];
         TSC_ADJUST = 1 "tsc_adjust" ["tsc" "msr"];
+        BMI1 = 3 "bmi1";
+        AVX2 = 5 "avx2" ["avx"];
         SMEP = 7 "smep";
+        BMI2 = 8 "bmi2" ["bmi1"];
         ERMS = 9 "erms";
         INVPCID = 10 "invpcid" ["pcid"];
         RDSEED = 18 "rdseed";
+        ADX = 19 "adx";
         SMAP = 20 "smap";
         CLFLUSHOPT = 23 "clflushopt" ["clflush"];
+        SHA = 29 "sha_ni" ["sse2"];
     }
     /// Bits of leaf 7.0 ECX.
     ecx7 Leaf7Ecx {
         UMIP = 2 "umip";
         PKU = 3 "pku" ["lm"];
+        VAES = 9 "vaes" ["avx" "aes"];
+        VPCLMULQDQ = 10 "vpclmulqdq" ["avx" "pclmulqdq"];
         RDPID = 22 "rdpid" ["msr"];
     }
     /// Bits of leaf 7.0 EDX.
@@ -137,11 +147,15 @@ features! {
     /// Bits of leaf 8000_0001 ECX.
     ext1_ecx Ext1Ecx {
         LAHF = 0 "lahf_lm" ["lm"];
+        LZCNT = 5 "abm" ["popcnt"];
         PREFETCHW = 8 "3dnowprefetch";
     }
     /// Bits of leaf 0D.1 EAX.
     xsave_eax XsaveEax {
         XSAVEOPT = 0 "xsaveopt" ["xsave"];
+        XSAVEC = 1 "xsavec" ["xsave"];
+        XGETBV1 = 2 "xgetbv1" ["xsave"];
+        XSAVES = 3 "xsaves" ["xsavec"];
     }
 }
 
@@ -207,6 +221,8 @@ impl Features {
         match x.mnemonic() {
             // A later instruction with the bytes of WBINVD behind a prefix.
             M::Wbnoinvd => true,
+            // Decided by `older_meaning`.
+            M::Tzcnt | M::Lzcnt => true,
             // Hints that are NOPs where they are unknown.
             M::Rdsspd | M::Rdsspq | M::Cldemote => self.p6(),
             M::Prefetch | M::Prefetchw | M::Prefetchwt1 => self.provides(CpuidFeature::PREFETCHW),
@@ -218,6 +234,8 @@ impl Features {
     pub fn older_meaning(&self, code: Code) -> Code {
         use Code::*;
         match code {
+            Tzcnt_r16_rm16 | Tzcnt_r32_rm32 | Tzcnt_r64_rm64 if self.leaf7_ebx & ebx7::BMI1 != 0 => code,
+            Lzcnt_r16_rm16 | Lzcnt_r32_rm32 | Lzcnt_r64_rm64 if self.ext1_ecx & ext1::LZCNT != 0 => code,
             Tzcnt_r16_rm16 => Bsf_r16_rm16,
             Tzcnt_r32_rm32 => Bsf_r32_rm32,
             Tzcnt_r64_rm64 => Bsf_r64_rm64,
@@ -270,6 +288,18 @@ impl Features {
             C::XSAVE => on(c, ecx1::XSAVE),
             C::RDRAND => on(c, ecx1::RDRAND),
             C::XSAVEOPT => on(self.xsave_eax, xsave_eax::XSAVEOPT),
+            C::XSAVEC => on(self.xsave_eax, xsave_eax::XSAVEC),
+            C::XSAVES => on(self.xsave_eax, xsave_eax::XSAVES),
+            C::AVX => on(c, ecx1::AVX),
+            C::FMA => on(c, ecx1::FMA),
+            C::F16C => on(c, ecx1::F16C),
+            C::AVX2 => on(b7, ebx7::AVX2),
+            C::BMI1 => on(b7, ebx7::BMI1),
+            C::BMI2 => on(b7, ebx7::BMI2),
+            C::ADX => on(b7, ebx7::ADX),
+            C::SHA => on(b7, ebx7::SHA),
+            C::VAES => on(self.leaf7_ecx, ecx7::VAES),
+            C::VPCLMULQDQ => on(self.leaf7_ecx, ecx7::VPCLMULQDQ),
             C::FSGSBASE => on(b7, ebx7::FSGSBASE),
             C::INVPCID => on(b7, ebx7::INVPCID),
             C::RDSEED => on(b7, ebx7::RDSEED),

@@ -64,6 +64,8 @@ pub mod prefix {
     pub const MEMORY: u16 = 64;
     /// The memory operand was given a segment by prefix.
     pub const OVERRIDE: u16 = 128;
+    /// A VEX prefix.
+    pub const VEX: u16 = 512;
     /// Accesses to the stack must be checked against SS.
     pub const CHECKED_STACK: u16 = 256;
 }

@@ -1,4 +1,4 @@
-//! CPU models as data, and how the command line names one: `max,-sse4_2,+rdpid`.
+//! CPU models as data, and how the command line names one: `max,-avx2,+rdpid`.
 
 pub use crate::features::{FEATURES, Feature, Features, Word, ebx7, ecx1, ecx7, edx1, edx7, ext1, feature};
 use std::borrow::Cow;
@@ -169,17 +169,31 @@ const X86_64_V2: Model = Model {
     ..CORE2
 };
 
+/// Family 6, model 60 (Haswell), stepping 3: the first with all of the psABI's x86-64-v3; on top of the model before.
+const X86_64_V3: Model = Model {
+    name: Cow::Borrowed("x86-64-v3"),
+    signature: 0x0003_06C3,
+    brand: "Trimaran x86-64-v3 processor",
+    features: Features {
+        leaf1_ecx: X86_64_V2.features.leaf1_ecx | ecx1::AVX | ecx1::FMA | ecx1::F16C,
+        leaf7_ebx: X86_64_V2.features.leaf7_ebx | ebx7::BMI1 | ebx7::AVX2 | ebx7::BMI2,
+        ext1_ecx: X86_64_V2.features.ext1_ecx | ext1::LZCNT,
+        ..X86_64_V2.features
+    },
+    ..X86_64_V2
+};
+
 impl Model {
     /// All models, the default first. `max` has every feature that we implement.
     pub fn all() -> &'static [Model] {
-        static ALL: std::sync::LazyLock<[Model; 6]> = std::sync::LazyLock::new(|| {
+        static ALL: std::sync::LazyLock<[Model; 7]> = std::sync::LazyLock::new(|| {
             let max = Model {
                 name: Cow::Borrowed("max"),
                 brand: "Trimaran max processor",
                 features: Features::all(),
-                ..X86_64_V2
+                ..X86_64_V3
             };
-            [X86_64_V2, I486, PENTIUM, P6, CORE2, max]
+            [X86_64_V2, I486, PENTIUM, P6, CORE2, X86_64_V3, max]
         });
         &*ALL
     }
@@ -189,7 +203,7 @@ impl Model {
         Self::all().iter().find(|m| m.name == name)
     }
 
-    /// A model's name and behind it features to add or take away: `max,-sse4_2,+rdpid`.
+    /// A model's name and behind it features to add or take away: `max,-avx2,+rdpid`.
     pub fn parse(text: &str) -> Result<Model, ModelError> {
         let mut words = text.split(',');
         let name = words.next().unwrap_or_default();
@@ -267,9 +281,9 @@ mod tests {
 
     #[test]
     fn features_come_and_go() {
-        let m = Model::parse("max,-sse4_2,-rdpid,+rdpid").unwrap();
-        assert_eq!(m.name, "max,-sse4_2");
-        assert_eq!(m.features.leaf1_ecx & ecx1::SSE4_2, 0);
+        let m = Model::parse("max,-avx2,-rdpid,+rdpid").unwrap();
+        assert_eq!(m.name, "max,-avx2");
+        assert_eq!(m.features.leaf7_ebx & ebx7::AVX2, 0);
         assert_eq!(Model::parse("max,+sse2").unwrap(), Model::parse("max").unwrap());
         assert_eq!(Model::parse("pentium,+cmov").unwrap().name, "pentium,+cmov");
     }

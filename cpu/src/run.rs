@@ -26,10 +26,6 @@ use std::sync::atomic::Ordering::SeqCst;
 pub(crate) const BLOCK_INSNS: usize = 64;
 const BLOCK_BYTES: usize = 512;
 
-/// No model has TZCNT, LZCNT and WBNOINVD: without them the prefix is ignored, and it is BSF, BSR and WBINVD.
-const OLD_MEANINGS: u32 =
-    DecoderOptions::NO_MPFX_0FBC | DecoderOptions::NO_MPFX_0FBD | DecoderOptions::NO_WBNOINVD;
-
 /// DR6.BS: single step.
 pub const DR6_BS: u64 = 1 << 14;
 
@@ -549,7 +545,7 @@ impl Vcpu {
     /// an instruction.
     fn decode_run(&self, rip: u64, bytes: &[u8]) -> (Vec<Insn>, bool) {
         let bitness = u32::from(self.key.code_size()) * 8;
-        let mut decoder = Decoder::with_ip(bitness, bytes, rip, OLD_MEANINGS);
+        let mut decoder = Decoder::with_ip(bitness, bytes, rip, DecoderOptions::NONE);
         let mut insns = Vec::with_capacity(16);
         let mut x = Instruction::default();
         while decoder.can_decode() && insns.len() < BLOCK_INSNS {

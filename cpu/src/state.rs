@@ -426,6 +426,10 @@ impl CpuState {
     pub fn long_mode(&self) -> bool {
         self.msr.efer & efer::LMA != 0
     }
+    /// The system has said that it saves AVX state: CR4.OSXSAVE, and SSE and AVX in XCR0.
+    pub fn avx_enabled(&self) -> bool {
+        self.cr4 & cr4::OSXSAVE != 0 && self.xcr0 & 6 == 6
+    }
     /// 64-bit mode proper (not compatibility mode).
     pub fn code64(&self) -> bool {
         self.long_mode() && self.seg[seg::CS].has(attr::L)

@@ -1,4 +1,4 @@
-//! x87 and SSE as an XSAVE area (SDM Vol. 1, "Layout of the XSAVE Area"; the 64-bit form of FXSAVE).
+//! x87, SSE and AVX as an XSAVE area (SDM Vol. 1, "Layout of the XSAVE Area"; the 64-bit form of FXSAVE).
 
 use kvm_bindings::kvm_xsave;
 use trimaran_cpu::state::{CpuState, F80};
@@ -14,7 +14,10 @@ const MXCSR: usize = 24;
 const ST0: usize = 32;
 const XMM0: usize = 160;
 const XSTATE_BV: usize = 512;
-/// Components: x87 and SSE.
+/// The upper halves of YMM0 to YMM15.
+const YMM: usize = 576;
+/// Components: x87 and SSE, which are always there, and AVX.
+const AVX: u64 = 4;
 const X87_AND_SSE: u64 = 3;
 
 /// Of a dword-wise area, the byte-wise view.
@@ -51,8 +54,11 @@ pub fn image(state: &CpuState) -> kvm_xsave {
     for (n, zmm) in state.zmm[..16].iter().enumerate() {
         area.put(XMM0 + n * 16, &zmm[0].to_le_bytes());
         area.put(XMM0 + n * 16 + 8, &zmm[1].to_le_bytes());
+        area.put(YMM + n * 16, &zmm[2].to_le_bytes());
+        area.put(YMM + n * 16 + 8, &zmm[3].to_le_bytes());
     }
-    area.put(XSTATE_BV, &X87_AND_SSE.to_le_bytes());
+    // A KVM without AVX takes no such component.
+    area.put(XSTATE_BV, &(X87_AND_SSE | state.xcr0 & AVX).to_le_bytes());
     let mut xsave = kvm_xsave::default();
     for (dword, bytes) in xsave.region.iter_mut().zip(area.0.as_chunks::<4>().0) {
         *dword = u32::from_le_bytes(*bytes);
@@ -65,7 +71,7 @@ fn physical(status: u16, n: usize) -> usize {
     (usize::from(status >> 11 & 7) + n) & 7
 }
 
-/// Takes x87 and SSE from an area. The selectors of the last instruction and operand are not in it: they stay where
+/// Takes x87, SSE and AVX from an area. The selectors of the last instruction and operand are not in it: they stay where
 /// the pointers are as they were.
 pub fn take(xsave: &kvm_xsave, state: &mut CpuState) {
     let mut area = Area([0; 4096]);
@@ -91,6 +97,7 @@ pub fn take(xsave: &kvm_xsave, state: &mut CpuState) {
     state.mxcsr = u32::from(area.word(MXCSR + 2)) << 16 | u32::from(area.word(MXCSR));
     for (n, zmm) in state.zmm[..16].iter_mut().enumerate() {
         (zmm[0], zmm[1]) = (area.quad(XMM0 + n * 16), area.quad(XMM0 + n * 16 + 8));
+        (zmm[2], zmm[3]) = (area.quad(YMM + n * 16), area.quad(YMM + n * 16 + 8));
     }
 }
 
@@ -111,7 +118,7 @@ mod tests {
             (x87.opcode, x87.instruction_pointer, x87.data_pointer) =
                 (rng.random(), rng.random(), rng.random());
             before.mxcsr = rng.random();
-            before.zmm[..16].iter_mut().for_each(|zmm| (zmm[0], zmm[1]) = (rng.random(), rng.random()));
+            before.zmm[..16].iter_mut().for_each(|zmm| zmm[..4].fill_with(|| rng.random()));
             let mut after = CpuState::reset(0, true);
             take(&image(&before), &mut after);
             assert_eq!(after, before);

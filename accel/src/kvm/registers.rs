@@ -142,8 +142,8 @@ fn has_pdptes(state: &CpuState) -> bool {
 
 /// Whether a state has only what KVM has a place for; if not, what.
 pub fn representable(state: &CpuState) -> Result<(), String> {
-    if state.xcr0 & !3 != 0 {
-        return Err(format!("XCR0 = {:#x} enables more than x87 and SSE", state.xcr0));
+    if state.xcr0 & !7 != 0 {
+        return Err(format!("XCR0 = {:#x} enables more than x87, SSE and AVX", state.xcr0));
     }
     if state.cr4 & cr4::PKE != 0 || state.pkru != 0 {
         return Err("protection keys are in use".into());

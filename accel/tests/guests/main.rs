@@ -577,6 +577,6 @@ fn takeovers_are_refused_with_a_reason() {
         let run = CpuState { retired: 1, ..state.clone() };
         assert!(ask(&reduced, &run, false).is_err_and(|why| why.contains("would jump forward")));
     }
-    state.xcr0 = 7;
+    state.xcr0 = 0xE7;
     assert!(ask(&reduced, &state, false).is_err_and(|why| why.contains("XCR0")));
 }

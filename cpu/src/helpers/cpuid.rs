@@ -2,16 +2,12 @@
 
 use crate::Vcpu;
 use crate::fault::Exit;
+use crate::features::xsave_eax;
 use crate::insn::{Insn, W};
 use crate::mmu::MAXPHYADDR;
 use crate::model::{ecx1, edx1};
+use crate::simd::xsave_area_size;
 use crate::state::{cr4, gpr};
-
-/// XCR0 bits that exist: x87 and SSE.
-pub const XCR0_BITS: u64 = 3;
-
-/// Size of the XSAVE area for the components of XCR0: legacy region and header.
-const XSAVE_SIZE: u32 = 512 + 64;
 
 /// Bits of leaf 1 that follow the machine, not the model.
 const OSXSAVE: u32 = 1 << 27;
@@ -53,6 +49,11 @@ fn words(bytes: &[u8]) -> impl Iterator<Item = u32> + '_ {
 }
 
 impl Vcpu {
+    /// XCR0 bits that exist: x87, SSE, AVX.
+    pub(crate) fn xcr0_bits(&self) -> u64 {
+        if self.model.features.leaf1_ecx & ecx1::AVX != 0 { 7 } else { 3 }
+    }
+
     /// EAX, EBX, ECX, EDX of a leaf.
     pub fn cpuid(&self, leaf: u32, sub: u32) -> [u32; 4] {
         let m = &self.model;
@@ -100,8 +101,15 @@ impl Vcpu {
                 _ => [0, 0, sub & 0xFF, id],
             },
             0xD if f.leaf1_ecx & ecx1::XSAVE != 0 => match sub {
-                0 => [XCR0_BITS as u32, XSAVE_SIZE, XSAVE_SIZE, 0],
-                1 => [f.xsave_eax, 0, 0, 0],
+                0 => {
+                    let size = |bits| xsave_area_size(bits) as u32;
+                    [self.xcr0_bits() as u32, size(self.state.xcr0), size(self.xcr0_bits()), 0]
+                }
+                // IA32_XSS has no bits: a compacted area holds the components of XCR0.
+                1 if f.xsave_eax & xsave_eax::XSAVEC == 0 => [f.xsave_eax, 0, 0, 0],
+                1 => [f.xsave_eax, xsave_area_size(self.state.xcr0) as u32, 0, 0],
+                // The upper halves of the YMM registers.
+                2 if f.leaf1_ecx & ecx1::AVX != 0 => [256, 576, 0, 0],
                 _ => [0; 4],
             },
             // The crystal of 1 GHz drives the APIC timer; the TSC is this part of it.

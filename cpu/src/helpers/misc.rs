@@ -11,6 +11,12 @@ pub fn undefined(v: &mut Vcpu, _: &Insn) -> Result<(), Exit> {
     Err(v.undefined())
 }
 
+/// A vector instruction with a VEX prefix where AVX is not enabled: #UD, or #NM if only CR0.TS is in the way.
+pub fn avx_unavailable(v: &mut Vcpu, _: &Insn) -> Result<(), Exit> {
+    let enabled = v.state.avx_enabled();
+    Err(v.raise(if enabled { vector::NM } else { vector::UD }))
+}
+
 /// More than 15 bytes: #GP(0).
 pub fn too_long(v: &mut Vcpu, _: &Insn) -> Result<(), Exit> {
     Err(v.protection())

@@ -1,6 +1,7 @@
 //! Instructions as helpers: plain Rust over `Vcpu`, called the same way by every engine. One file a subject, far
 //! transfers and event delivery one file each, written along the manual's order of checks.
 
+pub mod bit_manipulation;
 pub mod bit_string;
 pub mod call_far;
 pub mod cpuid;

@@ -2,6 +2,7 @@
 
 use crate::Vcpu;
 use crate::fault::Exit;
+use crate::features::xsave_eax;
 use crate::insn::{Insn, W};
 use crate::memory::canonical;
 use crate::mmu::MAXPHYADDR;
@@ -39,6 +40,7 @@ mod index {
     pub const FS_BASE: u32 = 0xC000_0100;
     pub const GS_BASE: u32 = 0xC000_0101;
     pub const KERNEL_GS_BASE: u32 = 0xC000_0102;
+    pub const XSS: u32 = 0xDA0;
     pub const TSC_AUX: u32 = 0xC000_0103;
     pub const SMBASE: u32 = 0x9E;
 }
@@ -67,6 +69,7 @@ fn exists(f: &Features, msr: u32) -> bool {
         EFER => f.ext1_edx & (ext1::SYSCALL | ext1::NX | ext1::LM) != 0,
         STAR => f.ext1_edx & ext1::SYSCALL != 0,
         LSTAR | CSTAR | SFMASK | FS_BASE | GS_BASE | KERNEL_GS_BASE => f.ext1_edx & ext1::LM != 0,
+        XSS => f.xsave_eax & xsave_eax::XSAVES != 0,
         TSC_AUX => f.ext1_edx & ext1::RDTSCP != 0 || f.leaf7_ecx & ecx7::RDPID != 0,
         _ => fixed_mtrr(msr).is_none() || d(edx1::MTRR),
     }
@@ -120,7 +123,8 @@ impl Vcpu {
         let s = &self.state;
         let m = &s.msr;
         Some(match msr {
-            0 | 1 | PLATFORM_ID | BIOS_UPDT_TRIG => 0,
+            // IA32_XSS: there is no supervisor state to save.
+            0 | 1 | PLATFORM_ID | BIOS_UPDT_TRIG | XSS => 0,
             FEATURE_CONTROL => 1,
             TSC_ADJUST => m.tsc_adjust,
             SPEC_CTRL => m.spec_ctrl,
@@ -188,6 +192,7 @@ impl Vcpu {
         let m = &mut s.msr;
         match msr {
             0 | 1 | BIOS_UPDT_TRIG => {}
+            XSS => return value == 0,
             SPEC_CTRL if value & !7 == 0 => m.spec_ctrl = value,
             BIOS_SIGN_ID => m.bios_sign_id = value,
             SYSENTER_CS => m.sysenter_cs = value & 0xFFFF_FFFF,

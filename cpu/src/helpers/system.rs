@@ -2,8 +2,10 @@
 
 use crate::Vcpu;
 use crate::fault::{Exit, Fault, vector};
+use crate::features::xsave_eax;
 use crate::insn::{Insn, W};
 use crate::mmu::{Access, MAXPHYADDR};
+use crate::simd::in_use;
 use crate::state::{Activity, attr, cr0, cr4, efer, gpr, seg};
 
 impl Vcpu {
@@ -324,13 +326,14 @@ impl Vcpu {
     }
 }
 
-/// XGETBV.
+/// XGETBV: XCR0, or (ECX = 1) what of it is not in its initial state.
 pub fn xgetbv(v: &mut Vcpu, _: &Insn) -> Result<(), Exit> {
     v.require(v.state.cr4 & cr4::OSXSAVE != 0)?;
-    if v.state.gpr[gpr::RCX] & 0xFFFF_FFFF != 0 {
-        return Err(v.protection());
-    }
-    let x = v.state.xcr0;
+    let x = match v.state.gpr[gpr::RCX] & 0xFFFF_FFFF {
+        0 => v.state.xcr0,
+        1 if v.model.features.xsave_eax & xsave_eax::XGETBV1 != 0 => v.state.xcr0 & in_use(&v.state),
+        _ => return Err(v.protection()),
+    };
     v.put_reg(W::D, gpr::RAX as u8, x);
     v.put_reg(W::D, gpr::RDX as u8, x >> 32);
     Ok(())
@@ -342,7 +345,9 @@ pub fn xsetbv(v: &mut Vcpu, _: &Insn) -> Result<(), Exit> {
     v.require_cpl0()?;
     let g = &v.state.gpr;
     let value = g[gpr::RDX] << 32 | g[gpr::RAX] & 0xFFFF_FFFF;
-    if g[gpr::RCX] & 0xFFFF_FFFF != 0 || value & 1 == 0 || value & !super::cpuid::XCR0_BITS != 0 {
+    // x87 is always there, AVX needs SSE.
+    let bad = value & 1 == 0 || value & 6 == 4 || value & !v.xcr0_bits() != 0;
+    if g[gpr::RCX] & 0xFFFF_FFFF != 0 || bad {
         return Err(v.protection());
     }
     v.state.xcr0 = value;

@@ -1,15 +1,15 @@
 //! AES, PCLMULQDQ, CRC32.
 
 use super::lanes::get;
-use super::operands::{handler, xmm};
+use super::operands::{Forms, handler, xmm};
 use crate::Vcpu;
 use crate::fault::Exit;
-use crate::insn::{Handler, Insn, W};
+use crate::insn::{Insn, W};
 use iced_x86::{Code, Instruction, Mnemonic as M};
 
 /// The table of this file. CRC32 finds the size of its source in `imm2`.
-pub fn handler(x: &Instruction, i: &mut Insn) -> Option<Handler> {
-    Some(match x.mnemonic() {
+pub fn handler(m: M, x: &Instruction, i: &mut Insn) -> Option<Forms> {
+    Some(match m {
         M::Aesenc => xmm!(|a, key| mix_columns(sub_bytes(shift_rows(a, 5), &SBOX), MIX) ^ key),
         M::Aesenclast => xmm!(|a, key| sub_bytes(shift_rows(a, 5), &SBOX) ^ key),
         M::Aesdec => xmm!(|a, key| mix_columns(sub_bytes(shift_rows(a, 13), &INVERSE_SBOX), UNMIX) ^ key),
@@ -26,7 +26,7 @@ pub fn handler(x: &Instruction, i: &mut Insn) -> Option<Handler> {
                 Code::Crc32_r32_rm32 => 4,
                 _ => 8,
             };
-            handler!(crc32)
+            handler!(crc32).into()
         }
         _ => return None,
     })

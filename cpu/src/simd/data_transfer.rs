@@ -1,87 +1,104 @@
 //! Data transfer: moves between registers, memory and the general registers; non-temporal and masked stores.
 
 use super::lanes::{get, low, pair, put};
-use super::operands::{handler, mmx, xmm};
+use super::operands::{Forms, forms, handler, mmx, shared, xmm};
 use crate::Vcpu;
 use crate::decode::NO_MEMORY;
 use crate::fault::Exit;
-use crate::insn::{Handler, Insn, W};
+use crate::insn::{Insn, W, prefix};
 use crate::simd::is_mmx;
 use crate::state::gpr;
 use iced_x86::{Code, Instruction, Mnemonic as M};
 
 /// The table of this file.
-pub fn handler(x: &Instruction, i: &mut Insn) -> Option<Handler> {
-    Some(match x.mnemonic() {
+pub fn handler(m: M, x: &Instruction, i: &mut Insn) -> Option<Forms> {
+    Some(match m {
         M::Movaps | M::Movapd | M::Movdqa | M::Movntps | M::Movntpd | M::Movntdq | M::Movntdqa => {
             match i.mem_op {
-                NO_MEMORY => handler!(copy),
-                0 => handler!(store::<16>),
-                _ => handler!(load::<16>),
+                NO_MEMORY => forms!(copy, vex_copy),
+                0 => forms!(store::<16>, vex_store::<true>),
+                _ => forms!(load::<16>, vex_load::<true>),
             }
         }
         M::Movups | M::Movupd | M::Movdqu | M::Lddqu => match i.mem_op {
-            NO_MEMORY => handler!(copy),
-            0 => handler!(store_unaligned),
-            _ => handler!(load_unaligned),
+            NO_MEMORY => forms!(copy, vex_copy),
+            0 => forms!(store_unaligned, vex_store::<false>),
+            _ => forms!(load_unaligned, vex_load::<false>),
         },
         M::Movss => match i.mem_op {
             NO_MEMORY => xmm!(|a, b| put(a, 0, 32, b as u64)),
-            0 => handler!(store::<4>),
-            _ => handler!(load::<4>),
+            0 => shared!(store::<4>),
+            _ => shared!(load::<4>),
         },
         M::Movsd => match i.mem_op {
             NO_MEMORY => xmm!(|a: u128, b| pair(b as u64, (a >> 64) as u64)),
-            0 => handler!(store::<8>),
-            _ => handler!(load::<8>),
+            0 => shared!(store::<8>),
+            _ => shared!(load::<8>),
         },
         M::Movq | M::Movd => return movd(x, i),
-        M::Movlps | M::Movlpd if i.mem_op == 0 => handler!(store::<8>),
+        M::Movlps | M::Movlpd if i.mem_op == 0 => shared!(store::<8>),
         M::Movlps | M::Movlpd => xmm!(8, |a: u128, b| pair(b as u64, (a >> 64) as u64)),
-        M::Movhps | M::Movhpd if i.mem_op == 0 => handler!(store_high),
+        M::Movhps | M::Movhpd if i.mem_op == 0 => shared!(store_high),
         M::Movhps | M::Movhpd | M::Movlhps => xmm!(8, |a, b| pair(a as u64, b as u64)),
         M::Movhlps => xmm!(|a: u128, b: u128| pair((b >> 64) as u64, (a >> 64) as u64)),
         M::Movddup => xmm!(8, |_, b| pair(b as u64, b as u64)),
         M::Movsldup => xmm!(|_, b| duplicate(b, 0)),
         M::Movshdup => xmm!(|_, b| duplicate(b, 1)),
-        M::Movdq2q => handler!(movdq2q),
-        M::Movq2dq => handler!(movq2dq),
-        M::Movnti => handler!(movnti),
-        M::Movntq => handler!(store_mmx::<8>),
-        M::Maskmovq => handler!(maskmovq),
-        M::Maskmovdqu => handler!(maskmovdqu),
-        M::Pmovmskb if is_mmx(x) => handler!(pmovmskb_mmx),
-        M::Pmovmskb => handler!(move_mask::<8>),
-        M::Movmskps => handler!(move_mask::<32>),
-        M::Movmskpd => handler!(move_mask::<64>),
-        M::Emms => handler!(emms),
+        M::Movdq2q => handler!(movdq2q).into(),
+        M::Movq2dq => handler!(movq2dq).into(),
+        M::Movnti => handler!(movnti).into(),
+        M::Movntq => handler!(store_mmx::<8>).into(),
+        M::Maskmovq => handler!(maskmovq).into(),
+        M::Maskmovdqu => shared!(maskmovdqu),
+        M::Pmovmskb if is_mmx(x) => handler!(pmovmskb_mmx).into(),
+        M::Pmovmskb => shared!(move_mask::<8>),
+        M::Movmskps => shared!(move_mask::<32>),
+        M::Movmskpd => shared!(move_mask::<64>),
+        M::Emms => handler!(emms).into(),
         _ => return None,
     })
 }
 
 /// MOVD and MOVQ: between a vector register's low part and a general register, memory or another one.
-fn movd(x: &Instruction, i: &Insn) -> Option<Handler> {
+fn movd(x: &Instruction, i: &Insn) -> Option<Forms> {
     let memory = i.memory();
     Some(match x.code() {
         Code::Movd_mm_rm32 if memory => mmx!(4, |_, b| b),
         Code::Movq_mm_rm64 | Code::Movq_mm_mmm64 if memory => mmx!(8, |_, b| b),
         Code::Movq_mm_mmm64 => mmx!(8, |_, b| b),
-        Code::Movd_mm_rm32 => handler!(|v, i| mmx_from_general(v, i, W::D)),
-        Code::Movq_mm_rm64 => handler!(|v, i| mmx_from_general(v, i, W::Q)),
-        Code::Movd_rm32_mm if memory => handler!(store_mmx::<4>),
-        Code::Movq_rm64_mm | Code::Movq_mmm64_mm if memory => handler!(store_mmx::<8>),
+        Code::Movd_mm_rm32 => handler!(|v, i| mmx_from_general(v, i, W::D)).into(),
+        Code::Movq_mm_rm64 => handler!(|v, i| mmx_from_general(v, i, W::Q)).into(),
+        Code::Movd_rm32_mm if memory => handler!(store_mmx::<4>).into(),
+        Code::Movq_rm64_mm | Code::Movq_mmm64_mm if memory => handler!(store_mmx::<8>).into(),
         Code::Movq_mmm64_mm => mmx!(8, |_, b| b),
-        Code::Movd_rm32_mm => handler!(|v, i| general_from_mmx(v, i, W::D)),
-        Code::Movq_rm64_mm => handler!(|v, i| general_from_mmx(v, i, W::Q)),
-        Code::Movd_xmm_rm32 if memory => handler!(load::<4>),
-        Code::Movq_xmm_rm64 | Code::Movq_xmm_xmmm64 if memory => handler!(load::<8>),
-        Code::Movd_xmm_rm32 => handler!(|v, i| xmm_from_general(v, i, W::D)),
-        Code::Movq_xmm_rm64 => handler!(|v, i| xmm_from_general(v, i, W::Q)),
-        Code::Movd_rm32_xmm if memory => handler!(store::<4>),
-        Code::Movq_rm64_xmm | Code::Movq_xmmm64_xmm if memory => handler!(store::<8>),
-        Code::Movd_rm32_xmm => handler!(|v, i| general_from_xmm(v, i, W::D)),
-        Code::Movq_rm64_xmm => handler!(|v, i| general_from_xmm(v, i, W::Q)),
-        Code::Movq_xmm_xmmm64 | Code::Movq_xmmm64_xmm => xmm!(|_, b| low(b)),
+        Code::Movd_rm32_mm => handler!(|v, i| general_from_mmx(v, i, W::D)).into(),
+        Code::Movq_rm64_mm => handler!(|v, i| general_from_mmx(v, i, W::Q)).into(),
+        Code::Movd_xmm_rm32 | Code::VEX_Vmovd_xmm_rm32 if memory => shared!(load::<4>),
+        Code::Movq_xmm_rm64
+        | Code::VEX_Vmovq_xmm_rm64
+        | Code::Movq_xmm_xmmm64
+        | Code::VEX_Vmovq_xmm_xmmm64
+            if memory =>
+        {
+            shared!(load::<8>)
+        }
+        Code::Movd_xmm_rm32 | Code::VEX_Vmovd_xmm_rm32 => shared!(|v, i| xmm_from_general(v, i, W::D)),
+        Code::Movq_xmm_rm64 | Code::VEX_Vmovq_xmm_rm64 => shared!(|v, i| xmm_from_general(v, i, W::Q)),
+        Code::Movd_rm32_xmm | Code::VEX_Vmovd_rm32_xmm if memory => shared!(store::<4>),
+        Code::Movq_rm64_xmm
+        | Code::VEX_Vmovq_rm64_xmm
+        | Code::Movq_xmmm64_xmm
+        | Code::VEX_Vmovq_xmmm64_xmm
+            if memory =>
+        {
+            shared!(store::<8>)
+        }
+        Code::Movd_rm32_xmm | Code::VEX_Vmovd_rm32_xmm => shared!(|v, i| general_from_xmm(v, i, W::D)),
+        Code::Movq_rm64_xmm | Code::VEX_Vmovq_rm64_xmm => shared!(|v, i| general_from_xmm(v, i, W::Q)),
+        Code::Movq_xmm_xmmm64
+        | Code::VEX_Vmovq_xmm_xmmm64
+        | Code::Movq_xmmm64_xmm
+        | Code::VEX_Vmovq_xmmm64_xmm => xmm!(|_, b| low(b)),
         _ => return None,
     })
 }
@@ -96,17 +113,53 @@ fn copy(v: &mut Vcpu, i: &Insn) -> Result<(), Exit> {
 
 /// MOVAPS (16 bytes, aligned), MOVSD, MOVQ (8), MOVSS, MOVD (4) from memory, zero-extended.
 fn load<const N: u32>(v: &mut Vcpu, i: &Insn) -> Result<(), Exit> {
-    v.check_sse()?;
+    v.check_vector(i)?;
     let value = v.load_operand::<N>(i)?;
-    v.set_xmm(i.r0, value);
+    v.set_destination(i, value);
     Ok(())
 }
 
 /// The same to memory.
 fn store<const N: u32>(v: &mut Vcpu, i: &Insn) -> Result<(), Exit> {
-    v.check_sse()?;
+    v.check_vector(i)?;
     let value = v.xmm(i.r1);
     v.store_operand::<N>(i, value)
+}
+
+/// VMOVAPS and kin between registers.
+fn vex_copy(v: &mut Vcpu, i: &Insn) -> Result<(), Exit> {
+    let value = v.ymm(i.r1);
+    v.set_vex(i, value);
+    Ok(())
+}
+
+/// The linear address of a VEX move's operand: some must be aligned to their size (#GP(0)).
+fn vex_address<const ALIGNED: bool>(v: &mut Vcpu, i: &Insn, write: bool) -> Result<u64, Exit> {
+    let address = v.operand_address(i, u32::from(i.w), write)?;
+    if ALIGNED && address & u64::from(i.w - 1) != 0 {
+        return Err(v.protection());
+    }
+    Ok(address)
+}
+
+/// VMOVAPS, VMOVUPS and kin from memory.
+fn vex_load<const ALIGNED: bool>(v: &mut Vcpu, i: &Insn) -> Result<(), Exit> {
+    vex_address::<ALIGNED>(v, i, false)?;
+    let value = v.vex_memory(i)?;
+    v.set_ymm(i.r0, value);
+    Ok(())
+}
+
+/// The same to memory.
+fn vex_store<const ALIGNED: bool>(v: &mut Vcpu, i: &Insn) -> Result<(), Exit> {
+    let address = vex_address::<ALIGNED>(v, i, true)?;
+    let [low, high] = v.ymm(i.r1);
+    if i.w == 32 {
+        v.check_store(i.seg, address, 32)?;
+        v.store_128(i.seg, address, low)?;
+        return v.store_128(i.seg, address.wrapping_add(16), high);
+    }
+    v.store_128(i.seg, address, low)
 }
 
 /// MOVUPS, MOVUPD, MOVDQU, LDDQU from memory.
@@ -128,7 +181,7 @@ fn store_unaligned(v: &mut Vcpu, i: &Insn) -> Result<(), Exit> {
 
 /// MOVHPS, MOVHPD to memory.
 fn store_high(v: &mut Vcpu, i: &Insn) -> Result<(), Exit> {
-    v.check_sse()?;
+    v.check_vector(i)?;
     let value = v.xmm(i.r1) >> 64;
     v.store_operand::<8>(i, value)
 }
@@ -142,14 +195,14 @@ fn duplicate(b: u128, which: u32) -> u128 {
 }
 
 fn xmm_from_general(v: &mut Vcpu, i: &Insn, w: W) -> Result<(), Exit> {
-    v.check_sse()?;
+    v.check_vector(i)?;
     let value = v.get_reg(w, i.r1);
-    v.set_xmm(i.r0, u128::from(value));
+    v.set_destination(i, u128::from(value));
     Ok(())
 }
 
 fn general_from_xmm(v: &mut Vcpu, i: &Insn, w: W) -> Result<(), Exit> {
-    v.check_sse()?;
+    v.check_vector(i)?;
     let value = v.xmm(i.r1) as u64;
     v.put_reg(w, i.r0, value);
     Ok(())
@@ -208,8 +261,10 @@ fn movnti(v: &mut Vcpu, i: &Insn) -> Result<(), Exit> {
 /// PMOVMSKB, MOVMSKPS, MOVMSKPD: the lanes' signs.
 #[inline(always)]
 fn move_mask<const BITS: u32>(v: &mut Vcpu, i: &Insn) -> Result<(), Exit> {
-    v.check_sse()?;
-    let signs = signs(v.xmm(i.r1), BITS);
+    v.check_vector(i)?;
+    let [low, high] = v.ymm(i.r1);
+    let above = if i.w == 32 && i.has(prefix::VEX) { signs(high, BITS) } else { 0 };
+    let signs = signs(low, BITS) | above << (128 / BITS);
     v.put_reg(W::Q, i.r0, signs);
     Ok(())
 }
@@ -235,7 +290,7 @@ fn signs(x: u128, bits: u32) -> u64 {
 
 /// MASKMOVDQU: stores the bytes whose mask byte is negative at DS:rDI.
 fn maskmovdqu(v: &mut Vcpu, i: &Insn) -> Result<(), Exit> {
-    v.check_sse()?;
+    v.check_vector(i)?;
     let (data, mask) = (v.xmm(i.r1), signs(v.xmm(i.r2), 8));
     store_masked(v, i, data, mask, 16)
 }

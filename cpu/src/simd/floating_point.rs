@@ -1,18 +1,15 @@
 //! Floating-point arithmetic: packed, scalar, horizontal; rounding and dot products.
 
 use super::lanes::{get, pair, put};
-use super::operands::{float, handler};
+use super::operands::{Forms, float};
 use super::soft_float::{DOUBLE, SINGLE};
 use super::soft_sse::round;
 use super::{operands, unit};
-use crate::Vcpu;
-use crate::fault::Exit;
-use crate::insn::{Handler, Insn};
-use iced_x86::{Instruction, Mnemonic as M};
+use iced_x86::Mnemonic as M;
 
 /// The table of this file.
-pub fn handler(x: &Instruction) -> Option<Handler> {
-    Some(match x.mnemonic() {
+pub fn handler(m: M) -> Option<Forms> {
+    Some(match m {
         M::Addps => float!(16, unit::addps),
         M::Addss => float!(4, unit::addss),
         M::Addpd => float!(16, unit::addpd),
@@ -55,8 +52,8 @@ pub fn handler(x: &Instruction) -> Option<Handler> {
         M::Roundss => float_imm!(4, |imm, a, b, c| round(SINGLE, 1, imm, a, b, c)),
         M::Roundpd => float_imm!(16, |imm, a, b, c| round(DOUBLE, 2, imm, a, b, c)),
         M::Roundsd => float_imm!(8, |imm, a, b, c| round(DOUBLE, 1, imm, a, b, c)),
-        M::Dpps => handler!(|v, i| dot_product(v, i, dpps)),
-        M::Dppd => handler!(|v, i| dot_product(v, i, dppd)),
+        M::Dpps => float_imm!(16, |imm, a, b, c| dot_product(imm, a, b, c, dpps)),
+        M::Dppd => float_imm!(16, |imm, a, b, c| dot_product(imm, a, b, c, dppd)),
         _ => return None,
     })
 }
@@ -64,31 +61,41 @@ pub fn handler(x: &Instruction) -> Option<Handler> {
 /// An operation `|imm8, a, b, mxcsr|`.
 macro_rules! float_imm {
     ($n:literal, $f:expr) => {
-        $crate::simd::operands::handler!(|v, i: &$crate::insn::Insn| {
-            $crate::simd::operands::binary_float::<$n>(v, i, |a, b, mxcsr| $f(i.imm as u8, a, b, mxcsr))
-        })
+        $crate::simd::operands::forms!(
+            |v, i: &$crate::insn::Insn| {
+                $crate::simd::operands::binary_float::<$n>(v, i, |a, b, c| $f(i.imm as u8, a, b, c))
+            },
+            |v, i: &$crate::insn::Insn| {
+                $crate::simd::operands::vex_float::<{ $crate::simd::operands::shape::EVEN }>(
+                    v,
+                    i,
+                    |a, b, c| $f(i.imm as u8, a, b, c),
+                )
+            }
+        )
     };
 }
 pub(super) use float_imm;
 
 /// DPPS, DPPD: each step is an operation with exceptions of its own; those of the sums arise only when the
 /// products raise none.
-fn dot_product(v: &mut Vcpu, i: &Insn, f: fn(u8, u128, u128, Step<'_>) -> u128) -> Result<(), Exit> {
-    v.check_sse()?;
-    let b = v.xmm_source::<16>(i)?;
-    let (a, mxcsr) = (v.xmm(i.r0), v.state.mxcsr);
+fn dot_product(
+    imm: u8,
+    a: u128,
+    b: u128,
+    mxcsr: u32,
+    f: fn(u8, u128, u128, Step<'_>) -> u128,
+) -> (u128, u32) {
     let unmasked = !(mxcsr >> super::checks::mxcsr::MASK_SHIFT);
     let mut flags = 0;
-    let r = f(i.imm as u8, a, b, &mut |op, a, b| {
+    let r = f(imm, a, b, &mut |op, a, b| {
         let (r, new) = op(a, b, mxcsr);
         if flags & unmasked == 0 {
             flags |= new;
         }
         r
     });
-    v.float_flags(flags)?;
-    v.set_xmm(i.r0, r);
-    Ok(())
+    (r, flags)
 }
 
 type Step<'a> = &'a mut dyn FnMut(operands::Operation, u128, u128) -> u128;

@@ -49,7 +49,8 @@ fn bits(x: __m128i) -> u128 {
 macro_rules! under {
     ($status:ident, $insn:expr, $($operands:tt)*) => {
         // SAFETY: touches the operands, `status` and MXCSR, which Rust's value is put back into. All exceptions
-        // are masked. The instructions are of SSE2 and SSE3, which every host since 2005 has.
+        // are masked. The instructions are of SSE2 and SSE3, which every host since 2005 has, or
+        // were asked for.
         unsafe {
             asm!(
                 "ldmxcsr [{status}]",
@@ -98,6 +99,46 @@ binary! {
     rcpps rcpss rsqrtps rsqrtss
     cvtps2pd cvtpd2ps cvtss2sd cvtsd2ss
     cvtdq2ps cvtdq2pd cvtps2dq cvttps2dq cvtpd2dq cvttpd2dq
+}
+
+/// Fused multiply-add; on hosts without it, in software.
+macro_rules! fused {
+    ($($name:ident $insn:literal;)*) => {$(
+        pub fn $name(a: u128, b: u128, c: u128, mxcsr: u32) -> (u128, u32) {
+            if !std::is_x86_feature_detected!("fma") {
+                return soft_sse::$name(a, b, c, mxcsr);
+            }
+            let (r, flags) = guarded(mxcsr, |mut status| {
+                let mut x = vector(b);
+                under!(
+                    status,
+                    concat!($insn, " {x}, {y}, {z}"),
+                    x = inout(xmm_reg) x,
+                    y = in(xmm_reg) vector(a),
+                    z = in(xmm_reg) vector(c),
+                );
+                (bits(x), status)
+            });
+            if flags & (OE | UE) & !(mxcsr >> MASK_SHIFT) != 0 {
+                return soft_sse::$name(a, b, c, mxcsr);
+            }
+            (r, flags)
+        }
+    )*};
+}
+fused! {
+    fmaddps "vfmadd213ps";
+    fmaddpd "vfmadd213pd";
+    fmsubps "vfmsub213ps";
+    fmsubpd "vfmsub213pd";
+    fnmaddps "vfnmadd213ps";
+    fnmaddpd "vfnmadd213pd";
+    fnmsubps "vfnmsub213ps";
+    fnmsubpd "vfnmsub213pd";
+    fmaddsubps "vfmaddsub213ps";
+    fmaddsubpd "vfmaddsub213pd";
+    fmsubaddps "vfmsubadd213ps";
+    fmsubaddpd "vfmsubadd213pd";
 }
 
 macro_rules! predicates {

@@ -1,16 +1,14 @@
 //! Packed logical and shift instructions.
 
 use super::lanes::{Lane, map};
-use super::operands::{binary_64, binary_128, both, xmm};
-use crate::Vcpu;
-use crate::fault::Exit;
-use crate::insn::{Handler, Insn};
+use super::operands::{Forms, binary_64, binary_128, both, shape, vex, xmm};
+use crate::insn::Insn;
 use crate::simd::is_mmx;
 use iced_x86::{Instruction, Mnemonic as M, OpKind};
 
 /// The table of this file.
-pub fn handler(x: &Instruction) -> Option<Handler> {
-    Some(match x.mnemonic() {
+pub fn handler(m: M, x: &Instruction) -> Option<Forms> {
+    Some(match m {
         M::Pand => both!(x, |a, b| a & b),
         M::Pandn => both!(x, |a: u128, b| !a & b),
         M::Por => both!(x, |a, b| a | b),
@@ -27,37 +25,38 @@ pub fn handler(x: &Instruction) -> Option<Handler> {
         M::Psrlq => shift!(x, right::<u64>),
         M::Psraw => shift!(x, right_arithmetic::<i16>),
         M::Psrad => shift!(x, right_arithmetic::<i32>),
-        M::Pslldq => {
-            super::operands::handler!(|v, i| by_immediate(v, i, |a, n| if n > 15 { 0 } else { a << (n * 8) }))
-        }
-        M::Psrldq => {
-            super::operands::handler!(|v, i| by_immediate(v, i, |a, n| if n > 15 { 0 } else { a >> (n * 8) }))
-        }
+        M::Pslldq => immediate!(|a, n| if n > 15 { 0 } else { a << (n * 8) }),
+        M::Psrldq => immediate!(|a, n| if n > 15 { 0 } else { a >> (n * 8) }),
         _ => return None,
     })
 }
 
-/// The four forms of a shift `|a, count|`: MMX or XMM, count in a vector's low quadword or in the immediate.
+/// The forms of a shift `|a, count|` with its count in the immediate.
+macro_rules! immediate {
+    ($f:expr) => {
+        super::operands::forms!(
+            |v, i: &Insn| binary_128::<16>(v, i, |a, _| $f(a, i.imm & 0xFF)),
+            |v, i: &Insn| vex::<{ shape::EVEN }>(v, i, |_, a, _| $f(a, i.imm & 0xFF))
+        )
+    };
+}
+use immediate;
+
+/// The forms of a shift: MMX or XMM, count in a vector's low quadword or in the immediate.
 macro_rules! shift {
-    ($x:expr, $f:expr) => {{
-        use super::operands::handler;
-        match (is_mmx($x), $x.op1_kind() == OpKind::Immediate8) {
-            (false, false) => xmm!(|a, b| $f(a, b as u64)),
-            (false, true) => handler!(|v, i| by_immediate(v, i, $f)),
+    ($x:expr, $f:expr) => {
+        match (is_mmx($x), $x.op_kind($x.op_count() - 1) == OpKind::Immediate8) {
+            (false, false) => xmm!(16, shape::SAME, |a, b| $f(a, b as u64)),
+            (false, true) => immediate!($f),
             (true, false) => super::operands::mmx!(|a, b| $f(a, b as u64)),
-            (true, true) => handler!(|v, i| by_immediate_64(v, i, $f)),
+            (true, true) => {
+                super::operands::handler!(|v, i: &Insn| { binary_64::<8>(v, i, |a, _| $f(a, i.imm & 0xFF)) })
+                    .into()
+            }
         }
-    }};
+    };
 }
 use shift;
-
-fn by_immediate(v: &mut Vcpu, i: &Insn, f: impl Fn(u128, u64) -> u128) -> Result<(), Exit> {
-    binary_128::<16>(v, i, |a, _| f(a, i.imm & 0xFF))
-}
-
-fn by_immediate_64(v: &mut Vcpu, i: &Insn, f: impl Fn(u128, u64) -> u128) -> Result<(), Exit> {
-    binary_64::<8>(v, i, |a, _| f(a, i.imm & 0xFF))
-}
 
 /// PSLL: zero when the count reaches the lane's width.
 #[inline(always)]

@@ -1,17 +1,17 @@
 //! Packed arithmetic, comparison and the odd sums.
 
 use super::lanes::{Lane, add, each, equal, get, map, mask, pair, sub};
-use super::operands::{both, handler, sized, xmm};
+use super::operands::{Forms, both, forms, sized, xmm};
 use super::string_compare::set_flags;
 use crate::Vcpu;
 use crate::fault::Exit;
-use crate::insn::{Handler, Insn};
+use crate::insn::Insn;
 use crate::state::RFlags;
 use iced_x86::{Instruction, Mnemonic as M};
 
 /// The table of this file.
-pub fn handler(x: &Instruction) -> Option<Handler> {
-    Some(match x.mnemonic() {
+pub fn handler(m: M, x: &Instruction) -> Option<Forms> {
+    Some(match m {
         M::Paddb => both!(x, add::<8>),
         M::Paddw => both!(x, add::<16>),
         M::Paddd => both!(x, add::<32>),
@@ -48,7 +48,7 @@ pub fn handler(x: &Instruction) -> Option<Handler> {
         M::Pmaddwd => both!(x, |a, b| each(a, b, multiply_add)),
         M::Pmaddubsw => both!(x, |a, b| each(a, b, multiply_add_bytes)),
         M::Psadbw => both!(x, |a, b| each(a, b, sum_of_differences)),
-        M::Mpsadbw => xmm!(imm 16, mpsadbw),
+        M::Mpsadbw => xmm!(imm 16, lanes 3, mpsadbw),
         M::Phminposuw => xmm!(|_, b| minimum_position(b)),
 
         M::Pcmpeqb => both!(x, equal::<8>),
@@ -86,7 +86,7 @@ pub fn handler(x: &Instruction) -> Option<Handler> {
         M::Phsubd => sized!(x, |a, b, size| halves(a, b, size, |x| neighbours(x, i32::wrapping_sub))),
         M::Phsubsw => sized!(x, |a, b, size| halves(a, b, size, |x| neighbours(x, i16::saturating_sub))),
 
-        M::Ptest => handler!(ptest),
+        M::Ptest => forms!(ptest, vptest),
         _ => return None,
     })
 }
@@ -145,14 +145,35 @@ fn minimum_position(b: u128) -> u128 {
     u128::from(least.0) | u128::from(least.1) << 16
 }
 
-/// PTEST. Flags: ZF: no common bit; CF: no bit of the source outside the destination; others 0.
+/// PTEST.
 fn ptest(v: &mut Vcpu, i: &Insn) -> Result<(), Exit> {
     v.check_sse()?;
     let b = v.xmm_source::<16>(i)?;
     let a = v.xmm(i.r0);
-    let mut flags = RFlags::empty();
-    flags.set(RFlags::ZF, a & b == 0);
-    flags.set(RFlags::CF, !a & b == 0);
-    set_flags(v, flags);
+    set_flags(v, test_flags(a & b, !a & b));
     Ok(())
+}
+
+/// VPTEST.
+fn vptest(v: &mut Vcpu, i: &Insn) -> Result<(), Exit> {
+    vtest(v, i, !0)
+}
+
+/// VPTEST, VTESTPS, VTESTPD: looks at the bits of `mask` in each lane.
+pub fn vtest(v: &mut Vcpu, i: &Insn, mask: u128) -> Result<(), Exit> {
+    let b = v.vex_source(i)?;
+    let a = v.ymm(i.r0);
+    let high = if i.w == 32 { mask } else { 0 };
+    let common = a[0] & b[0] & mask | a[1] & b[1] & high;
+    let rest = !a[0] & b[0] & mask | !a[1] & b[1] & high;
+    set_flags(v, test_flags(common, rest));
+    Ok(())
+}
+
+/// ZF: no common bit; CF: no bit of the source outside the destination; others 0.
+fn test_flags(common: u128, rest: u128) -> RFlags {
+    let mut flags = RFlags::empty();
+    flags.set(RFlags::ZF, common == 0);
+    flags.set(RFlags::CF, rest == 0);
+    flags
 }

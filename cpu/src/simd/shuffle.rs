@@ -1,17 +1,17 @@
 //! Pack, unpack, shuffle, blend, insert, extract, widen; integer and floating-point forms.
 
 use super::lanes::{Lane, get, pair, put};
-use super::operands::{handler, mmx, sized, xmm};
+use super::operands::{Forms, handler, mmx, shape, shared, sized, xmm};
 use super::packed_integer::halves;
 use crate::Vcpu;
 use crate::fault::Exit;
-use crate::insn::{Handler, Insn, W};
+use crate::insn::{Insn, W};
 use crate::simd::is_mmx;
 use iced_x86::{Instruction, Mnemonic as M};
 
 /// The table of this file.
-pub fn handler(x: &Instruction) -> Option<Handler> {
-    Some(match x.mnemonic() {
+pub fn handler(m: M, x: &Instruction) -> Option<Forms> {
+    Some(match m {
         M::Packsswb => {
             sized!(x, |a, b, size| halves(a, b, size, |x| narrow::<i16>(x, |w| w.clamp(-128, 127))))
         }
@@ -43,43 +43,43 @@ pub fn handler(x: &Instruction) -> Option<Handler> {
         }),
         M::Pshufw => mmx!(imm 8, |_, b, imm| select::<16>(b, b, imm)),
         M::Shufps => xmm!(imm 16, select::<32>),
-        M::Shufpd => xmm!(imm 16, |a, b, imm: u8| {
+        M::Shufpd => xmm!(imm 16, lanes 2, |a, b, imm: u8| {
             pair(get(a, u32::from(imm & 1), 64), get(b, u32::from(imm >> 1 & 1), 64))
         }),
         M::Palignr if is_mmx(x) => mmx!(imm 8, |a, b, imm| align(a, b, imm, 8)),
         M::Palignr => xmm!(imm 16, |a, b, imm| align(a, b, imm, 16)),
 
         M::Pblendw => xmm!(imm 16, |a, b, imm| blend(a, b, 16, |n| imm >> n & 1 != 0)),
-        M::Blendps => xmm!(imm 16, |a, b, imm| blend(a, b, 32, |n| imm >> n & 1 != 0)),
-        M::Blendpd => xmm!(imm 16, |a, b, imm| blend(a, b, 64, |n| imm >> n & 1 != 0)),
-        M::Pblendvb => handler!(|v, i| blend_by_xmm0(v, i, 8)),
-        M::Blendvps => handler!(|v, i| blend_by_xmm0(v, i, 32)),
-        M::Blendvpd => handler!(|v, i| blend_by_xmm0(v, i, 64)),
+        M::Blendps => xmm!(imm 16, lanes 4, |a, b, imm| blend(a, b, 32, |n| imm >> n & 1 != 0)),
+        M::Blendpd => xmm!(imm 16, lanes 2, |a, b, imm| blend(a, b, 64, |n| imm >> n & 1 != 0)),
+        M::Pblendvb => handler!(|v, i| blend_by_xmm0(v, i, 8)).into(),
+        M::Blendvps => handler!(|v, i| blend_by_xmm0(v, i, 32)).into(),
+        M::Blendvpd => handler!(|v, i| blend_by_xmm0(v, i, 64)).into(),
 
-        M::Pmovzxbw => xmm!(8, |_, b| widen(b, 8, 16, false)),
-        M::Pmovzxbd => xmm!(4, |_, b| widen(b, 8, 32, false)),
-        M::Pmovzxbq => xmm!(2, |_, b| widen(b, 8, 64, false)),
-        M::Pmovzxwd => xmm!(8, |_, b| widen(b, 16, 32, false)),
-        M::Pmovzxwq => xmm!(4, |_, b| widen(b, 16, 64, false)),
-        M::Pmovzxdq => xmm!(8, |_, b| widen(b, 32, 64, false)),
-        M::Pmovsxbw => xmm!(8, |_, b| widen(b, 8, 16, true)),
-        M::Pmovsxbd => xmm!(4, |_, b| widen(b, 8, 32, true)),
-        M::Pmovsxbq => xmm!(2, |_, b| widen(b, 8, 64, true)),
-        M::Pmovsxwd => xmm!(8, |_, b| widen(b, 16, 32, true)),
-        M::Pmovsxwq => xmm!(4, |_, b| widen(b, 16, 64, true)),
-        M::Pmovsxdq => xmm!(8, |_, b| widen(b, 32, 64, true)),
+        M::Pmovzxbw => xmm!(8, shape::WIDER_2, |_, b| widen(b, 8, 16, false)),
+        M::Pmovzxbd => xmm!(4, shape::WIDER_4, |_, b| widen(b, 8, 32, false)),
+        M::Pmovzxbq => xmm!(2, shape::WIDER_8, |_, b| widen(b, 8, 64, false)),
+        M::Pmovzxwd => xmm!(8, shape::WIDER_2, |_, b| widen(b, 16, 32, false)),
+        M::Pmovzxwq => xmm!(4, shape::WIDER_4, |_, b| widen(b, 16, 64, false)),
+        M::Pmovzxdq => xmm!(8, shape::WIDER_2, |_, b| widen(b, 32, 64, false)),
+        M::Pmovsxbw => xmm!(8, shape::WIDER_2, |_, b| widen(b, 8, 16, true)),
+        M::Pmovsxbd => xmm!(4, shape::WIDER_4, |_, b| widen(b, 8, 32, true)),
+        M::Pmovsxbq => xmm!(2, shape::WIDER_8, |_, b| widen(b, 8, 64, true)),
+        M::Pmovsxwd => xmm!(8, shape::WIDER_2, |_, b| widen(b, 16, 32, true)),
+        M::Pmovsxwq => xmm!(4, shape::WIDER_4, |_, b| widen(b, 16, 64, true)),
+        M::Pmovsxdq => xmm!(8, shape::WIDER_2, |_, b| widen(b, 32, 64, true)),
 
-        M::Pinsrb => handler!(insert::<1>),
-        M::Pinsrw if is_mmx(x) => handler!(pinsrw_mmx),
-        M::Pinsrw => handler!(insert::<2>),
-        M::Pinsrd => handler!(insert::<4>),
-        M::Pinsrq => handler!(insert::<8>),
-        M::Pextrb => handler!(extract::<1>),
-        M::Pextrw if is_mmx(x) => handler!(pextrw_mmx),
-        M::Pextrw => handler!(extract::<2>),
-        M::Pextrd | M::Extractps => handler!(extract::<4>),
-        M::Pextrq => handler!(extract::<8>),
-        M::Insertps => handler!(insertps),
+        M::Pinsrb => shared!(insert::<1>),
+        M::Pinsrw if is_mmx(x) => handler!(pinsrw_mmx).into(),
+        M::Pinsrw => shared!(insert::<2>),
+        M::Pinsrd => shared!(insert::<4>),
+        M::Pinsrq => shared!(insert::<8>),
+        M::Pextrb => shared!(extract::<1>),
+        M::Pextrw if is_mmx(x) => handler!(pextrw_mmx).into(),
+        M::Pextrw => shared!(extract::<2>),
+        M::Pextrd | M::Extractps => shared!(extract::<4>),
+        M::Pextrq => shared!(extract::<8>),
+        M::Insertps => shared!(insertps),
         _ => return None,
     })
 }
@@ -133,7 +133,7 @@ fn align(a: u128, b: u128, bytes: u8, size: u32) -> u128 {
 
 /// Lanes of `b` where `pick` says so.
 #[inline(always)]
-fn blend(a: u128, b: u128, bits: u32, pick: impl Fn(u32) -> bool) -> u128 {
+pub fn blend(a: u128, b: u128, bits: u32, pick: impl Fn(u32) -> bool) -> u128 {
     (0..128 / bits).fold(a, |r, n| if pick(n) { put(r, n, bits, get(b, n, bits)) } else { r })
 }
 
@@ -163,10 +163,10 @@ fn general_source<const N: u32>(v: &mut Vcpu, i: &Insn) -> Result<u64, Exit> {
 
 /// PINSRB, PINSRW, PINSRD, PINSRQ: replaces one lane; the immediate counts modulo the lanes.
 fn insert<const N: u32>(v: &mut Vcpu, i: &Insn) -> Result<(), Exit> {
-    v.check_sse()?;
+    v.check_vector(i)?;
     let value = general_source::<N>(v, i)?;
-    let r = put(v.xmm(i.r0), i.imm as u32 % (16 / N), N * 8, value);
-    v.set_xmm(i.r0, r);
+    let r = put(v.first_source(i), i.imm as u32 % (16 / N), N * 8, value);
+    v.set_destination(i, r);
     Ok(())
 }
 
@@ -181,7 +181,7 @@ fn pinsrw_mmx(v: &mut Vcpu, i: &Insn) -> Result<(), Exit> {
 
 /// PEXTRB, PEXTRW, PEXTRD, PEXTRQ, EXTRACTPS: one lane, zero-extended into a register.
 fn extract<const N: u32>(v: &mut Vcpu, i: &Insn) -> Result<(), Exit> {
-    v.check_sse()?;
+    v.check_vector(i)?;
     let value = get(v.xmm(i.r1), i.imm as u32 % (16 / N), N * 8);
     if i.memory() {
         return v.store_operand::<N>(i, u128::from(value));
@@ -201,12 +201,12 @@ fn pextrw_mmx(v: &mut Vcpu, i: &Insn) -> Result<(), Exit> {
 
 /// INSERTPS: one doubleword of the source (bits 7:6; memory has just one) to a place (5:4), then zeroes (3:0).
 fn insertps(v: &mut Vcpu, i: &Insn) -> Result<(), Exit> {
-    v.check_sse()?;
+    v.check_vector(i)?;
     let imm = i.imm as u32;
     let source = v.xmm_source::<4>(i)?;
     let lane = if i.memory() { 0 } else { imm >> 6 & 3 };
-    let moved = put(v.xmm(i.r0), imm >> 4 & 3, 32, get(source, lane, 32));
+    let moved = put(v.first_source(i), imm >> 4 & 3, 32, get(source, lane, 32));
     let r = blend(moved, 0, 32, |n| imm >> n & 1 != 0);
-    v.set_xmm(i.r0, r);
+    v.set_destination(i, r);
     Ok(())
 }

@@ -14,6 +14,7 @@ pub struct Format {
     fraction: u32,
 }
 
+pub const HALF: Format = Format { bits: 16, fraction: 10 };
 pub const SINGLE: Format = Format { bits: 32, fraction: 23 };
 pub const DOUBLE: Format = Format { bits: 64, fraction: 52 };
 
@@ -257,6 +258,61 @@ impl Env {
         }
     }
 
+    /// a * b + c with one rounding; product and addend negated as `negate` says. A NaN beside infinity times zero is no
+    /// invalid operation (IEEE 754 leaves that open; AMD's choice).
+    pub fn fused(&mut self, f: Format, a: u64, b: u64, c: u64, negate: (bool, bool)) -> u64 {
+        let nans = [a, b, c].map(|x| f.is_nan(x));
+        let (x, y, mut z) = (self.unpack(f, a), self.unpack(f, b), self.unpack(f, c));
+        if nans != [false; 3] {
+            if [a, b, c].iter().any(|&x| f.is_signaling(x)) {
+                self.flags |= IE;
+            }
+            return f.quiet()
+                | if nans[0] {
+                    a
+                } else if nans[1] {
+                    b
+                } else {
+                    c
+                };
+        }
+        if let (Zero, Infinite) | (Infinite, Zero) = (x.kind, y.kind) {
+            return self.invalid(f);
+        }
+        let sign = (x.sign != y.sign) != negate.0;
+        z.sign ^= negate.1;
+        let product_infinite = x.kind == Infinite || y.kind == Infinite;
+        if product_infinite && z.kind == Infinite && sign != z.sign {
+            return self.invalid(f);
+        }
+        for operand in [a, b, c] {
+            self.note_denormal(f, operand);
+        }
+        if product_infinite || z.kind == Infinite {
+            return f.signed(if product_infinite { sign } else { z.sign }, f.infinity());
+        }
+        match (x.kind, y.kind, z.kind) {
+            (Finite(e_x, s_x), Finite(e_y, s_y), kind) => {
+                // Both with a bit above, so that a sum does not overflow. The product's low bits are zero.
+                let (e, m) = (e_x + e_y + 1, (u128::from(s_x) * u128::from(s_y)) >> 1);
+                let Finite(e_z, s_z) = kind else { return self.normalize(f, sign, e + 1, m) };
+                let (m_z, top) = (u128::from(s_z) << 63, e.max(e_z));
+                let m = shift_sticky(m, (top - e) as u32);
+                let m_z = shift_sticky(m_z, (top - e_z) as u32);
+                if sign == z.sign {
+                    return self.normalize(f, sign, top + 1, m + m_z);
+                }
+                match m.cmp(&m_z) {
+                    Ordering::Equal => self.zero_sum(f, sign, z.sign),
+                    Ordering::Greater => self.normalize(f, sign, top + 1, m - m_z),
+                    Ordering::Less => self.normalize(f, z.sign, top + 1, m_z - m),
+                }
+            }
+            (_, _, Finite(e, s)) => self.round(f, z.sign, e, u128::from(s) << 64),
+            _ => self.zero_sum(f, sign, z.sign),
+        }
+    }
+
     pub fn div(&mut self, f: Format, a: u64, b: u64) -> u64 {
         let flags = self.flags;
         let (x, y) = match self.operands(f, a, b) {
@@ -346,7 +402,11 @@ impl Env {
         let sign = a & from.sign() != 0;
         if self.nan(from, a, a).is_some() {
             let payload = a & (from.hidden() - 1);
-            let payload = if to.bits > from.bits { payload << 29 } else { payload >> 29 };
+            let payload = if to.bits > from.bits {
+                payload << (to.fraction - from.fraction)
+            } else {
+                payload >> (from.fraction - to.fraction)
+            };
             return to.signed(sign, to.infinity() | to.quiet() | payload);
         }
         self.note_denormal(from, a);

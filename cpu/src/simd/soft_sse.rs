@@ -4,7 +4,7 @@
 
 use super::checks::mxcsr;
 use super::lanes::{get, pair, put};
-use super::soft_float::{DOUBLE, Env, Format, SINGLE};
+use super::soft_float::{DOUBLE, Env, Format, HALF, SINGLE};
 use crate::state::RFlags;
 use std::cmp::Ordering;
 
@@ -53,7 +53,7 @@ macro_rules! predicates {
     ($($name:ident $f:ident $count:literal;)*) => {$(
         pub fn $name(predicate: u8, a: u128, b: u128, mxcsr: u32) -> (u128, u32) {
             lanes($f, $count, (a, b), mxcsr, |e, f, a, b| {
-                let holds = holds(predicate, e.compare(f, a, b, matches!(predicate & 3, 1 | 2)));
+                let holds = holds(predicate, e.compare(f, a, b, signals(predicate)));
                 if holds { u64::MAX >> (64 - f.bits) } else { 0 }
             })
         }
@@ -66,15 +66,22 @@ predicates! {
     cmpsd DOUBLE 1;
 }
 
-/// EQ, LT, LE, UNORD, and their opposites.
+/// EQ, LT, LE, UNORD, and their opposites; from 8 on the first three hold for unordered operands too, and the fourth
+/// never does.
 fn holds(predicate: u8, order: Option<Ordering>) -> bool {
+    let unordered = predicate & 8 != 0 && order.is_none();
     let plain = match predicate & 3 {
-        0 => order == Some(Ordering::Equal),
-        1 => order == Some(Ordering::Less),
-        2 => matches!(order, Some(Ordering::Less | Ordering::Equal)),
-        _ => order.is_none(),
+        0 => order == Some(Ordering::Equal) || unordered,
+        1 => order == Some(Ordering::Less) || unordered,
+        2 => matches!(order, Some(Ordering::Less | Ordering::Equal)) || unordered,
+        _ => predicate & 8 == 0 && order.is_none(),
     };
     plain != (predicate & 4 != 0)
+}
+
+/// Whether a quiet NaN is invalid: for LT, LE and their opposites; from 16 on for the others.
+fn signals(predicate: u8) -> bool {
+    matches!(predicate & 3, 1 | 2) != (predicate & 16 != 0)
 }
 
 macro_rules! ordered {
@@ -152,6 +159,54 @@ pub fn round(f: Format, count: u32, imm: u8, a: u128, b: u128, mxcsr: u32) -> (u
     let control = if imm & 4 != 0 { mxcsr >> mxcsr::RC_SHIFT } else { u32::from(imm) } & 3;
     let (r, flags) = lanes(f, count, (a, b), mxcsr, |e, f, _, x| e.round_to_integer(f, x, control));
     (r, if imm & 8 != 0 { flags & !mxcsr::PE } else { flags })
+}
+
+/// a * b + c with one rounding in each lane; what is negated where.
+fn fused(
+    f: Format,
+    (a, b, c): (u128, u128, u128),
+    mxcsr: u32,
+    negate_product: bool,
+    negate_addend: impl Fn(u32) -> bool,
+) -> (u128, u32) {
+    let mut env = Env::new(mxcsr);
+    let r = (0..128 / f.bits).fold(0, |r, n| {
+        let [a, b, c] = [a, b, c].map(|x| get(x, n, f.bits));
+        put(r, n, f.bits, env.fused(f, a, b, c, (negate_product, negate_addend(n))))
+    });
+    (r, env.flags)
+}
+
+macro_rules! fused {
+    ($($ps:ident $pd:ident = $product:literal, $addend:expr;)*) => {$(
+        pub fn $ps(a: u128, b: u128, c: u128, mxcsr: u32) -> (u128, u32) {
+            fused(SINGLE, (a, b, c), mxcsr, $product, $addend)
+        }
+        pub fn $pd(a: u128, b: u128, c: u128, mxcsr: u32) -> (u128, u32) {
+            fused(DOUBLE, (a, b, c), mxcsr, $product, $addend)
+        }
+    )*};
+}
+fused! {
+    fmaddps fmaddpd = false, |_| false;
+    fmsubps fmsubpd = false, |_| true;
+    fnmaddps fnmaddpd = true, |_| false;
+    fnmsubps fnmsubpd = true, |_| true;
+    fmaddsubps fmaddsubpd = false, |n| n % 2 == 0;
+    fmsubaddps fmsubaddpd = false, |n| n % 2 != 0;
+}
+
+/// VCVTPH2PS: half precision has no denormals as far as MXCSR goes, neither to hide nor to report.
+pub fn cvtph2ps(_: u128, b: u128, mxcsr: u32) -> (u128, u32) {
+    let (r, flags) = converted((16, 32, 4), b, mxcsr & !mxcsr::DAZ, |e, x| e.convert(HALF, SINGLE, x));
+    (r, flags & !mxcsr::DE)
+}
+
+/// VCVTPS2PH. The immediate: rounding control (1:0), or MXCSR's (2). FTZ does not count.
+pub fn cvtps2ph(imm: u8, b: u128, mxcsr: u32) -> (u128, u32) {
+    let rounding = if imm & 4 != 0 { mxcsr & mxcsr::RC } else { u32::from(imm & 3) << mxcsr::RC_SHIFT };
+    let mxcsr = mxcsr & !(mxcsr::RC | mxcsr::FTZ) | rounding;
+    converted((32, 16, 4), b, mxcsr, |e, x| e.convert(SINGLE, HALF, x))
 }
 
 /// `count` lanes of `b` converted from `from` bits to `to` bits; the rest is zero.

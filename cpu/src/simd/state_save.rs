@@ -1,28 +1,35 @@
-//! MXCSR, FXSAVE, FXRSTOR, XSAVE, XSAVEOPT, XRSTOR (SDM Vol. 1, "Managing State Using the XSAVE Feature Set").
+//! MXCSR, FXSAVE, FXRSTOR, XSAVE, XRSTOR and their variants (SDM Vol. 1, "Managing State Using the XSAVE Feature Set").
 
 use super::checks::mxcsr;
-use super::operands::handler;
+use super::operands::{Forms, handler, shared};
 use crate::Vcpu;
 use crate::fault::{Exit, vector};
-use crate::insn::{Handler, Insn};
+use crate::features::xsave_eax;
+use crate::insn::Insn;
 use crate::state::{CpuState, F80, X87, cr0, cr4, gpr};
-use iced_x86::{Instruction, Mnemonic as M};
+use iced_x86::Mnemonic as M;
 
 /// The table of this file.
-pub fn handler(x: &Instruction) -> Option<Handler> {
-    Some(match x.mnemonic() {
-        M::Ldmxcsr => handler!(ldmxcsr),
-        M::Stmxcsr => handler!(stmxcsr),
-        M::Fxsave => handler!(|v, i| fxsave(v, i, false)),
-        M::Fxsave64 => handler!(|v, i| fxsave(v, i, true)),
-        M::Fxrstor => handler!(|v, i| fxrstor(v, i, false)),
-        M::Fxrstor64 => handler!(|v, i| fxrstor(v, i, true)),
-        M::Xsave => handler!(|v, i| xsave(v, i, false, false)),
-        M::Xsave64 => handler!(|v, i| xsave(v, i, true, false)),
-        M::Xsaveopt => handler!(|v, i| xsave(v, i, false, true)),
-        M::Xsaveopt64 => handler!(|v, i| xsave(v, i, true, true)),
-        M::Xrstor => handler!(|v, i| xrstor(v, i, false)),
-        M::Xrstor64 => handler!(|v, i| xrstor(v, i, true)),
+pub fn handler(m: M) -> Option<Forms> {
+    Some(match m {
+        M::Ldmxcsr => shared!(ldmxcsr),
+        M::Stmxcsr => shared!(stmxcsr),
+        M::Fxsave => handler!(|v, i| fxsave(v, i, false)).into(),
+        M::Fxsave64 => handler!(|v, i| fxsave(v, i, true)).into(),
+        M::Fxrstor => handler!(|v, i| fxrstor(v, i, false)).into(),
+        M::Fxrstor64 => handler!(|v, i| fxrstor(v, i, true)).into(),
+        M::Xsave => handler!(|v, i| xsave(v, i, false, Save::All)).into(),
+        M::Xsave64 => handler!(|v, i| xsave(v, i, true, Save::All)).into(),
+        M::Xsaveopt => handler!(|v, i| xsave(v, i, false, Save::Optimized)).into(),
+        M::Xsaveopt64 => handler!(|v, i| xsave(v, i, true, Save::Optimized)).into(),
+        M::Xsavec => handler!(|v, i| xsave(v, i, false, Save::Compacted)).into(),
+        M::Xsavec64 => handler!(|v, i| xsave(v, i, true, Save::Compacted)).into(),
+        M::Xsaves => handler!(|v, i| xsaves(v, i, false)).into(),
+        M::Xsaves64 => handler!(|v, i| xsaves(v, i, true)).into(),
+        M::Xrstor => handler!(|v, i| xrstor(v, i, false, false)).into(),
+        M::Xrstor64 => handler!(|v, i| xrstor(v, i, true, false)).into(),
+        M::Xrstors => handler!(|v, i| xrstor(v, i, false, true)).into(),
+        M::Xrstors64 => handler!(|v, i| xrstor(v, i, true, true)).into(),
         _ => return None,
     })
 }
@@ -40,9 +47,11 @@ const HEADER: usize = 512;
 const YMM_HIGH: usize = 576;
 const END: usize = YMM_HIGH + 256;
 
+const INITIAL_MXCSR: u32 = 0x1F80;
+
 /// LDMXCSR. A reserved bit is #GP(0).
 fn ldmxcsr(v: &mut Vcpu, i: &Insn) -> Result<(), Exit> {
-    v.check_sse()?;
+    v.check_vector(i)?;
     let value = v.load_operand::<4>(i)? as u32;
     check_mxcsr(v, value)?;
     v.set_mxcsr(value);
@@ -51,7 +60,7 @@ fn ldmxcsr(v: &mut Vcpu, i: &Insn) -> Result<(), Exit> {
 
 /// STMXCSR.
 fn stmxcsr(v: &mut Vcpu, i: &Insn) -> Result<(), Exit> {
-    v.check_sse()?;
+    v.check_vector(i)?;
     let value = v.state.mxcsr;
     v.store_operand::<4>(i, u128::from(value))
 }
@@ -197,7 +206,7 @@ fn initial_x87() -> X87 {
 }
 
 /// XINUSE: components that differ from their initial state.
-fn in_use(s: &CpuState) -> u64 {
+pub fn in_use(s: &CpuState) -> u64 {
     let vectors = &s.zmm[..vector_count(s)];
     let mut set = 0;
     if s.x87 != initial_x87() {
@@ -212,7 +221,7 @@ fn in_use(s: &CpuState) -> u64 {
     set
 }
 
-/// #UD without CR4.OSXSAVE; the components that EDX:EAX and XCR0 both ask for.
+/// #UD without CR4.OSXSAVE; the components that EDX:EAX and XCR0 both ask for (IA32_XSS has none).
 fn requested(v: &mut Vcpu) -> Result<u64, Exit> {
     v.require(v.state.cr4 & cr4::OSXSAVE != 0)?;
     check_available(v, cr0::TS)?;
@@ -220,18 +229,35 @@ fn requested(v: &mut Vcpu) -> Result<u64, Exit> {
     Ok(mask & v.state.xcr0)
 }
 
-/// Bytes of the area that the enabled components need.
-fn area_size(v: &Vcpu) -> usize {
-    if v.state.xcr0 & COMPONENT_AVX != 0 { END } else { YMM_HIGH }
+/// Bytes of the area that components need, in either layout: AVX is the only one behind the header.
+pub fn area_size(components: u64) -> usize {
+    if components & COMPONENT_AVX != 0 { END } else { YMM_HIGH }
 }
 
-/// XSAVE, XSAVE64; XSAVEOPT leaves out components in their initial state.
-fn xsave(v: &mut Vcpu, i: &Insn, wide: bool, optimized: bool) -> Result<(), Exit> {
+/// The layouts and habits of the save instructions.
+#[derive(Clone, Copy, PartialEq)]
+enum Save {
+    /// XSAVE: all that is asked for.
+    All,
+    /// XSAVEOPT: not what is in its initial state.
+    Optimized,
+    /// XSAVEC, XSAVES: the same, and the header says what the area has room for.
+    Compacted,
+}
+
+/// Bit 63 of XCOMP_BV: the area is compacted.
+const COMPACTED: u64 = 1 << 63;
+
+/// XSAVE and its kin.
+fn xsave(v: &mut Vcpu, i: &Insn, wide: bool, kind: Save) -> Result<(), Exit> {
     let requested = requested(v)?;
-    let size = area_size(v);
+    let size = area_size(if kind == Save::Compacted { requested } else { v.state.xcr0 });
     let address = area(v, i, size, 64, true)?;
-    let in_use = in_use(&v.state);
-    let saved = if optimized { requested & in_use } else { requested };
+    let mut in_use = in_use(&v.state);
+    if kind == Save::Compacted && v.state.mxcsr != INITIAL_MXCSR {
+        in_use |= COMPONENT_SSE;
+    }
+    let saved = if kind == Save::All { requested } else { requested & in_use };
     let mut image = [0; END];
     put_x87(&mut image, &v.state.x87, wide);
     put_mxcsr(&mut image, &v.state);
@@ -242,9 +268,13 @@ fn xsave(v: &mut Vcpu, i: &Insn, wide: bool, optimized: bool) -> Result<(), Exit
     let (old, _) = v.load_for_write::<8>(i.seg, header)?;
     v.load_for_write::<1>(i.seg, address)?;
     v.load_for_write::<1>(i.seg, address.wrapping_add(size as u64 - 1))?;
+    let mxcsr = match kind {
+        Save::Compacted => saved & COMPONENT_SSE,
+        _ => requested & (COMPONENT_SSE | COMPONENT_AVX),
+    };
     let parts = [
         (saved & COMPONENT_X87 != 0, 0, MXCSR),
-        (requested & (COMPONENT_SSE | COMPONENT_AVX) != 0, MXCSR, 8),
+        (mxcsr != 0, MXCSR, 8),
         (saved & COMPONENT_X87 != 0, REGISTERS, 128),
         (saved & COMPONENT_SSE != 0, XMM, vectors),
         (saved & COMPONENT_AVX != 0, YMM_HIGH, vectors),
@@ -252,26 +282,61 @@ fn xsave(v: &mut Vcpu, i: &Insn, wide: bool, optimized: bool) -> Result<(), Exit
     for (_, at, size) in parts.into_iter().filter(|part| part.0) {
         v.store_bytes(i.seg, address.wrapping_add(at as u64), &image[at..at + size])?;
     }
+    if kind == Save::Compacted {
+        v.store::<8>(i.seg, header.wrapping_add(8), COMPACTED | requested)?;
+        return v.store::<8>(i.seg, header, requested & in_use);
+    }
     v.store::<8>(i.seg, header, old & !requested | requested & in_use)
 }
 
-/// XRSTOR, XRSTOR64. #GP(0): a component that XCR0 lacks, anything else in the header, MXCSR's reserved bits.
-fn xrstor(v: &mut Vcpu, i: &Insn, wide: bool) -> Result<(), Exit> {
+/// XSAVES: XSAVEC for the system.
+fn xsaves(v: &mut Vcpu, i: &Insn, wide: bool) -> Result<(), Exit> {
+    v.require(v.state.cr4 & cr4::OSXSAVE != 0)?;
+    v.require_cpl0()?;
+    xsave(v, i, wide, Save::Compacted)
+}
+
+/// Whether XRSTOR takes the header of an area (SDM Vol. 1, "Standard Form of XRSTOR", "Compacted Form of XRSTOR").
+fn header_is_valid(v: &Vcpu, image: &[u8], system: bool) -> bool {
+    let (present, layout) = (quad(image, HEADER), quad(image, HEADER + 8));
+    let zero = |from: usize, to: usize| image[HEADER + from..HEADER + to].iter().all(|&b| b == 0);
+    if layout & COMPACTED == 0 {
+        return !system && layout == 0 && zero(16, 24) && present & !v.state.xcr0 == 0;
+    }
+    let room = layout & !COMPACTED;
+    let known = system || v.model.features.xsave_eax & xsave_eax::XSAVEC != 0;
+    known && room & !v.state.xcr0 == 0 && present & !room == 0 && zero(16, 64)
+}
+
+/// XRSTOR, and XRSTORS (`system`), which takes compacted areas only. #GP(0): a component that XCR0 or the area lacks,
+/// anything else in the header, MXCSR's reserved bits.
+fn xrstor(v: &mut Vcpu, i: &Insn, wide: bool, system: bool) -> Result<(), Exit> {
     let requested = requested(v)?;
-    let size = area_size(v);
-    let address = area(v, i, size, 64, false)?;
+    if system {
+        v.require_cpl0()?;
+    }
+    let address = area(v, i, YMM_HIGH, 64, false)?;
     let mut image = [0; END];
-    v.load_bytes(i.seg, address, &mut image[..size])?;
-    let present = quad(&image, HEADER);
-    let rest_is_zero = image[HEADER + 8..HEADER + 24].iter().all(|&b| b == 0);
-    if present & !v.state.xcr0 != 0 || !rest_is_zero {
+    v.load_bytes(i.seg, address, &mut image[..YMM_HIGH])?;
+    if !header_is_valid(v, &image, system) {
         return Err(v.protection());
     }
-    if requested & (COMPONENT_SSE | COMPONENT_AVX) != 0 {
-        let value = double(&image, MXCSR);
-        check_mxcsr(v, value)?;
-        v.set_mxcsr(value);
+    let (present, layout) = (quad(&image, HEADER), quad(&image, HEADER + 8));
+    let compacted = layout & COMPACTED != 0;
+    if requested & present & COMPONENT_AVX != 0 {
+        let upper = address.wrapping_add(YMM_HIGH as u64);
+        v.load_bytes(i.seg, upper, &mut image[YMM_HIGH..])?;
     }
+    // A compacted area has MXCSR with SSE, the other kind whenever vectors are asked for.
+    let value = match requested & (COMPONENT_SSE | COMPONENT_AVX) {
+        0 => v.state.mxcsr,
+        _ if !compacted => double(&image, MXCSR),
+        set if set & COMPONENT_SSE == 0 => v.state.mxcsr,
+        _ if present & COMPONENT_SSE != 0 => double(&image, MXCSR),
+        _ => INITIAL_MXCSR,
+    };
+    check_mxcsr(v, value)?;
+    v.set_mxcsr(value);
     if requested & present & COMPONENT_X87 != 0 {
         get_x87(&image, &mut v.state.x87, wide);
     } else if requested & COMPONENT_X87 != 0 {

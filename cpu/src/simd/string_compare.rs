@@ -1,23 +1,23 @@
 //! SSE4.2 string and text comparison (SDM Vol. 2, "Comparison Operations" of the introduction to chapter 4).
 
 use super::lanes::{get, put};
-use super::operands::handler;
+use super::operands::{Forms, shared};
 use crate::Vcpu;
 use crate::fault::Exit;
 use crate::flags::LazyFlags;
-use crate::insn::{Handler, Insn, W};
+use crate::insn::{Insn, W, prefix};
 use crate::state::{RFlags, gpr};
-use iced_x86::{Instruction, Mnemonic as M};
+use iced_x86::Mnemonic as M;
 
 /// The table of this file.
-pub fn handler(x: &Instruction) -> Option<Handler> {
-    Some(match x.mnemonic() {
-        M::Pcmpistri => handler!(|v, i| compare(v, i, implicit_lengths, index)),
-        M::Pcmpistrm => handler!(|v, i| compare(v, i, implicit_lengths, mask)),
-        M::Pcmpestri => handler!(|v, i| compare(v, i, |v, _, _, f| explicit_lengths(v, f, W::D), index)),
-        M::Pcmpestrm => handler!(|v, i| compare(v, i, |v, _, _, f| explicit_lengths(v, f, W::D), mask)),
-        M::Pcmpestri64 => handler!(|v, i| compare(v, i, |v, _, _, f| explicit_lengths(v, f, W::Q), index)),
-        M::Pcmpestrm64 => handler!(|v, i| compare(v, i, |v, _, _, f| explicit_lengths(v, f, W::Q), mask)),
+pub fn handler(m: M) -> Option<Forms> {
+    Some(match m {
+        M::Pcmpistri => shared!(|v, i| compare(v, i, implicit_lengths, index)),
+        M::Pcmpistrm => shared!(|v, i| compare(v, i, implicit_lengths, mask)),
+        M::Pcmpestri => shared!(|v, i| compare(v, i, |v, _, _, f| explicit_lengths(v, f, W::D), index)),
+        M::Pcmpestrm => shared!(|v, i| compare(v, i, |v, _, _, f| explicit_lengths(v, f, W::D), mask)),
+        M::Pcmpestri64 => shared!(|v, i| compare(v, i, |v, _, _, f| explicit_lengths(v, f, W::Q), index)),
+        M::Pcmpestrm64 => shared!(|v, i| compare(v, i, |v, _, _, f| explicit_lengths(v, f, W::Q), mask)),
         _ => return None,
     })
 }
@@ -65,6 +65,9 @@ impl Format {
 /// The lengths of both strings, at most the number of elements.
 type Lengths = fn(&Vcpu, u128, u128, Format) -> (u32, u32);
 
+/// Where the result goes.
+type Finish = fn(&mut Vcpu, &Insn, u32, Format);
+
 /// PCMPISTRx: a zero element ends a string.
 fn implicit_lengths(_: &Vcpu, a: u128, b: u128, f: Format) -> (u32, u32) {
     let length = |x| (0..f.count).find(|&n| get(x, n, f.bits) == 0).unwrap_or(f.count);
@@ -83,8 +86,8 @@ fn explicit_lengths(v: &Vcpu, f: Format, w: W) -> (u32, u32) {
 /// PCMPISTRI and kin: compares, aggregates, and hands the result to `finish`.
 ///
 /// Flags: CF: any bit of the result; ZF: the second string is short; SF: the first is; OF: bit 0; AF = PF = 0.
-fn compare(v: &mut Vcpu, i: &Insn, lengths: Lengths, finish: fn(&mut Vcpu, u32, Format)) -> Result<(), Exit> {
-    v.check_sse()?;
+fn compare(v: &mut Vcpu, i: &Insn, lengths: Lengths, finish: Finish) -> Result<(), Exit> {
+    v.check_vector(i)?;
     let b = if i.memory() {
         let address = v.operand_address(i, 16, false)?;
         v.load_128(i.seg, address)?
@@ -100,7 +103,7 @@ fn compare(v: &mut Vcpu, i: &Insn, lengths: Lengths, finish: fn(&mut Vcpu, u32, 
         3 => plain ^ valid_b,
         _ => plain,
     };
-    finish(v, result, f);
+    finish(v, i, result, f);
     let mut flags = RFlags::empty();
     flags.set(RFlags::CF, result != 0);
     flags.set(RFlags::ZF, length_b < f.count);
@@ -133,7 +136,7 @@ fn aggregate(a: u128, b: u128, length_a: u32, length_b: u32, f: Format) -> u32 {
 }
 
 /// ECX: the lowest or highest index, the number of elements if there is none.
-fn index(v: &mut Vcpu, result: u32, f: Format) {
+fn index(v: &mut Vcpu, _: &Insn, result: u32, f: Format) {
     let index = match (result, f.wide) {
         (0, _) => f.count,
         (_, false) => result.trailing_zeros(),
@@ -143,12 +146,12 @@ fn index(v: &mut Vcpu, result: u32, f: Format) {
 }
 
 /// XMM0: the bits, or elements of all ones.
-fn mask(v: &mut Vcpu, result: u32, f: Format) {
+fn mask(v: &mut Vcpu, i: &Insn, result: u32, f: Format) {
     let value = if f.wide {
         let ones = |n: u32| if result >> n & 1 != 0 { u64::MAX } else { 0 };
         (0..f.count).fold(0, |r, n| put(r, n, f.bits, ones(n)))
     } else {
         u128::from(result)
     };
-    v.set_xmm(0, value);
+    if i.has(prefix::VEX) { v.set_ymm(0, [value, 0]) } else { v.set_xmm(0, value) }
 }

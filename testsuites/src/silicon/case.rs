@@ -18,7 +18,7 @@ pub mod at {
     pub const RESTORE: u64 = TRAMPOLINE + 0x600;
 }
 
-/// x87, MXCSR and XMM as FXSAVE has them.
+/// x87, MXCSR, XMM and what YMM has above as XSAVE has them.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Floating {
     pub control: u16,
@@ -29,10 +29,15 @@ pub struct Floating {
     pub st: [u128; 8],
     pub mxcsr: u32,
     pub xmm: [u128; 16],
+    /// Bits 255 to 128; zero where the host has no AVX.
+    pub ymm_high: [u128; 16],
 }
 
+/// Bytes of an XSAVE area with AVX state, in the standard form.
+pub const AREA: usize = 576 + 256;
+
 impl Floating {
-    pub fn from_fxsave(image: &[u8; 512]) -> Self {
+    pub fn from_area(image: &[u8; AREA]) -> Self {
         let u16_at = |n: usize| u16::from_le_bytes([image[n], image[n + 1]]);
         let u128_at = |n: usize| {
             let mut b = [0; 16];
@@ -46,11 +51,14 @@ impl Floating {
             st: std::array::from_fn(|n| u128_at(32 + n * 16) & ((1 << 80) - 1)),
             mxcsr: u32::from(u16_at(24)) | u32::from(u16_at(26)) << 16,
             xmm: std::array::from_fn(|n| u128_at(160 + n * 16)),
+            // XSTATE_BV says whether they are there.
+            ymm_high: std::array::from_fn(|n| if image[512] & 4 != 0 { u128_at(576 + n * 16) } else { 0 }),
         }
     }
 
-    pub fn to_fxsave(&self) -> [u8; 512] {
-        let mut image = [0; 512];
+    pub fn to_area(&self) -> [u8; AREA] {
+        let mut image = [0; AREA];
+        image[512] = 7;
         image[0..2].copy_from_slice(&self.control.to_le_bytes());
         image[2..4].copy_from_slice(&self.status.to_le_bytes());
         image[4] = self.tags;
@@ -60,6 +68,7 @@ impl Floating {
         }
         for n in 0..16 {
             image[160 + n * 16..][..16].copy_from_slice(&self.xmm[n].to_le_bytes());
+            image[576 + n * 16..][..16].copy_from_slice(&self.ymm_high[n].to_le_bytes());
         }
         image
     }

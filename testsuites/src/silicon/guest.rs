@@ -85,6 +85,7 @@ impl Guest {
         s.cr0 = cr0::PE | cr0::MP | cr0::ET | cr0::NE | cr0::WP | cr0::AM | cr0::PG;
         s.cr3 = PML4;
         s.cr4 = cr4::PAE | cr4::PGE | cr4::OSFXSR | cr4::OSXMMEXCPT | cr4::FSGSBASE | cr4::OSXSAVE;
+        s.xcr0 = if std::is_x86_feature_detected!("avx") { 7 } else { 3 };
         s.msr.efer = efer::LME | efer::LMA | efer::NXE | efer::SCE;
         s.gdtr = TableRegister { base: KERNEL + GDT, limit: 0x1F };
         s.idtr = TableRegister { base: KERNEL + IDT, limit: 0xFFF };
@@ -129,6 +130,7 @@ impl Guest {
         v.state.mxcsr = f.mxcsr;
         for n in 0..16 {
             (v.state.zmm[n][0], v.state.zmm[n][1]) = (f.xmm[n] as u64, (f.xmm[n] >> 64) as u64);
+            (v.state.zmm[n][2], v.state.zmm[n][3]) = (f.ymm_high[n] as u64, (f.ymm_high[n] >> 64) as u64);
         }
         v.stop_block = true;
         let stop = v.run(200_000);
@@ -181,6 +183,7 @@ impl Guest {
                 st: std::array::from_fn(st),
                 mxcsr: s.mxcsr,
                 xmm: std::array::from_fn(|n| u128::from(s.zmm[n][0]) | u128::from(s.zmm[n][1]) << 64),
+                ymm_high: std::array::from_fn(|n| u128::from(s.zmm[n][2]) | u128::from(s.zmm[n][3]) << 64),
             },
             memory,
         })

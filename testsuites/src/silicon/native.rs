@@ -12,15 +12,15 @@
 //! thread: handlers and context are the process's.
 #![allow(unsafe_code)]
 
-use super::case::{Case, Floating, Outcome, Raised, at};
+use super::case::{AREA, Case, Floating, Outcome, Raised, at};
 use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
 
 /// Shared with the trampoline, at [`CONTEXT`].
 #[repr(C, align(64))]
 struct Context {
-    fx_in: [u8; 512],
-    fx_out: [u8; 512],
-    fx_host: [u8; 512],
+    fx_in: [u8; AREA],
+    fx_out: [u8; AREA],
+    fx_host: [u8; AREA],
     gpr_in: [u64; 16],
     gpr_out: [u64; 16],
     rflags_in: u64,
@@ -96,7 +96,7 @@ impl Native {
         // SAFETY: the context page is ours and nobody else looks at it now; the trampoline is the function that
         // `enter` describes.
         unsafe {
-            (*context).fx_in = case.floating.to_fxsave();
+            (*context).fx_in = case.floating.to_area();
             (*context).gpr_in = case.gpr;
             (*context).rflags_in = case.rflags;
             (*context).trap = NO_TRAP;
@@ -118,7 +118,7 @@ impl Native {
                 rflags: c.rflags_out,
                 rip: if raised.is_some() { c.rip_out } else { at::EXIT },
                 raised,
-                floating: Floating::from_fxsave(&c.fx_out),
+                floating: Floating::from_area(&c.fx_out),
                 memory: read(at::DATA, at::DATA_BYTES).to_vec(),
             }
         }
@@ -160,7 +160,8 @@ extern "C" fn handler(signal: i32, _: *mut libc::siginfo_t, ucontext: *mut libc:
         c.error = machine.gregs[19] as u64;
         c.trap = if signal == libc::SIGALRM { 0xFF } else { machine.gregs[20] as u64 };
         c.cr2 = machine.gregs[22] as u64;
-        std::ptr::copy_nonoverlapping(machine.fpregs.cast::<u8>(), c.fx_out.as_mut_ptr(), 512);
+        let bytes = if avx() { AREA } else { 512 };
+        std::ptr::copy_nonoverlapping(machine.fpregs.cast::<u8>(), c.fx_out.as_mut_ptr(), bytes);
         machine.gregs[16] = at::RESTORE as i64;
         // No DF, AC or TF in Rust.
         machine.gregs[17] &= !0x4_0500;
@@ -183,15 +184,26 @@ fn mov(out: &mut Vec<u8>, opcode: u8, register: u8, address: u64) {
     absolute(out, &[0x48 | (register >> 3) << 2, opcode], register & 7, address);
 }
 
-const FXSAVE64: ([u8; 3], u8) = ([0x48, 0x0F, 0xAE], 0);
-const FXRSTOR64: ([u8; 3], u8) = ([0x48, 0x0F, 0xAE], 1);
+/// Whether the host has AVX; the areas are XSAVE's then, otherwise FXSAVE's.
+fn avx() -> bool {
+    std::is_x86_feature_detected!("avx")
+}
+
+/// Saves or loads x87 and vectors. With AVX it needs EAX and EDX: MOV EAX, 7; XOR EDX, EDX.
+fn exchange(out: &mut Vec<u8>, load: bool, offset: usize) {
+    if avx() {
+        out.extend([0xB8, 7, 0, 0, 0, 0x31, 0xD2]);
+    }
+    // FXSAVE64, FXRSTOR64, XSAVE64, XRSTOR64.
+    absolute(out, &[0x48, 0x0F, 0xAE], u8::from(load) | u8::from(avx()) << 2, field(offset));
+}
 
 fn enter() -> Vec<u8> {
     // PUSH RBX, RBP, R12 to R15; PUSHFQ.
     let mut out = vec![0x53, 0x55, 0x41, 0x54, 0x41, 0x55, 0x41, 0x56, 0x41, 0x57, 0x9C];
-    absolute(&mut out, &FXSAVE64.0, FXSAVE64.1, field(std::mem::offset_of!(Context, fx_host)));
+    exchange(&mut out, false, std::mem::offset_of!(Context, fx_host));
     mov(&mut out, 0x89, 4, field(std::mem::offset_of!(Context, host_rsp)));
-    absolute(&mut out, &FXRSTOR64.0, FXRSTOR64.1, field(std::mem::offset_of!(Context, fx_in)));
+    exchange(&mut out, true, std::mem::offset_of!(Context, fx_in));
     // PUSH rflags_in; POPFQ.
     absolute(&mut out, &[0xFF], 6, field(std::mem::offset_of!(Context, rflags_in)));
     out.push(0x9D);
@@ -215,7 +227,7 @@ fn exit() -> Vec<u8> {
     for n in (0..16u8).filter(|&n| n != 4) {
         mov(&mut out, 0x89, n, gpr_out(n));
     }
-    absolute(&mut out, &FXSAVE64.0, FXSAVE64.1, field(std::mem::offset_of!(Context, fx_out)));
+    exchange(&mut out, false, std::mem::offset_of!(Context, fx_out));
     out.extend(restore());
     out
 }
@@ -223,7 +235,7 @@ fn exit() -> Vec<u8> {
 fn restore() -> Vec<u8> {
     let mut out = Vec::new();
     mov(&mut out, 0x8B, 4, field(std::mem::offset_of!(Context, host_rsp)));
-    absolute(&mut out, &FXRSTOR64.0, FXRSTOR64.1, field(std::mem::offset_of!(Context, fx_host)));
+    exchange(&mut out, true, std::mem::offset_of!(Context, fx_host));
     // POPFQ; POP R15 to R12, RBP, RBX; RET.
     out.extend([0x9D, 0x41, 0x5F, 0x41, 0x5E, 0x41, 0x5D, 0x41, 0x5C, 0x5D, 0x5B, 0xC3]);
     out

@@ -23,6 +23,7 @@ pub fn shrink(rig: &mut Rig, case: &Case) -> Case {
     for n in (0..16).filter(|&n| n != 4) {
         keep(&mut best, &|c| c.gpr[n] = 0);
         keep(&mut best, &|c| c.floating.xmm[n] = 0);
+        keep(&mut best, &|c| c.floating.ymm_high[n] = 0);
     }
     for n in 0..8 {
         keep(&mut best, &|c| c.floating.st[n] = 0);
@@ -62,8 +63,8 @@ pub fn describe(rig: &mut Rig, case: &Case) -> String {
     for n in (0..8).filter(|&n| f.st[n] != 0) {
         let _ = writeln!(out, "    ST({n})={:020x}", f.st[n]);
     }
-    for n in (0..16).filter(|&n| f.xmm[n] != 0) {
-        let _ = writeln!(out, "    XMM{n}={:032x}", f.xmm[n]);
+    for n in (0..16).filter(|&n| f.xmm[n] | f.ymm_high[n] != 0) {
+        let _ = writeln!(out, "    YMM{n}={:032x}_{:032x}", f.ymm_high[n], f.xmm[n]);
     }
     for line in rig.differences(case) {
         let _ = writeln!(out, "  {line}");

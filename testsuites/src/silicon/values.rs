@@ -160,5 +160,10 @@ pub fn floating(rng: &mut SmallRng) -> Floating {
         st: std::array::from_fn(|_| extended(rng)),
         mxcsr,
         xmm: std::array::from_fn(|_| vector(rng)),
+        ymm_high: if std::is_x86_feature_detected!("avx") {
+            std::array::from_fn(|_| vector(rng))
+        } else {
+            [0; 16]
+        },
     }
 }

@@ -10,11 +10,15 @@ use super::{BUFFER, operand, random_mxcsr, vcpu};
 use crate::Vcpu;
 use crate::blocks::BlockKey;
 use crate::decode;
+use crate::helpers::bit_manipulation;
 use crate::model::Features;
 use crate::simd::handler;
 use crate::state::{RFlags, gpr};
 use iced_x86::code_asm::*;
-use iced_x86::{Code, Decoder, DecoderOptions, Encoder, Instruction, Mnemonic as M, OpKind, Register};
+use iced_x86::{
+    Code, Decoder, DecoderOptions, Encoder, EncodingKind, Instruction, Mnemonic as M, OpCodeOperandKind,
+    OpKind, Register,
+};
 use rand::rngs::SmallRng;
 use rand::{Rng, SeedableRng};
 
@@ -22,7 +26,7 @@ use rand::{Rng, SeedableRng};
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq)]
 struct Context {
-    xmm: [u128; 2],
+    ymm: [[u128; 2]; 3],
     mm: [u64; 2],
     rax: u64,
     rcx: u64,
@@ -56,29 +60,44 @@ impl Native {
         let mut a = CodeAssembler::new(64)?;
         a.mov(r8, rdi)?;
         a.mov(rdi, rsi)?;
-        a.movups(xmm0, xmmword_ptr(r8))?;
-        a.movups(xmm1, xmmword_ptr(r8 + 16))?;
-        a.movq(mm0, qword_ptr(r8 + 32))?;
-        a.movq(mm1, qword_ptr(r8 + 40))?;
-        a.mov(rax, qword_ptr(r8 + 48))?;
-        a.mov(rcx, qword_ptr(r8 + 56))?;
-        a.mov(rdx, qword_ptr(r8 + 64))?;
-        a.push(qword_ptr(r8 + 72))?;
-        a.ldmxcsr(dword_ptr(r8 + 80))?;
+        if std::is_x86_feature_detected!("avx") {
+            a.vmovups(ymm0, ymmword_ptr(r8))?;
+            a.vmovups(ymm1, ymmword_ptr(r8 + 32))?;
+            a.vmovups(ymm2, ymmword_ptr(r8 + 64))?;
+        } else {
+            a.movups(xmm0, xmmword_ptr(r8))?;
+            a.movups(xmm1, xmmword_ptr(r8 + 32))?;
+            a.movups(xmm2, xmmword_ptr(r8 + 64))?;
+        }
+        a.movq(mm0, qword_ptr(r8 + 96))?;
+        a.movq(mm1, qword_ptr(r8 + 104))?;
+        a.mov(rax, qword_ptr(r8 + 112))?;
+        a.mov(rcx, qword_ptr(r8 + 120))?;
+        a.mov(rdx, qword_ptr(r8 + 128))?;
+        a.push(qword_ptr(r8 + 136))?;
+        a.ldmxcsr(dword_ptr(r8 + 144))?;
         a.popfq()?;
         a.db(bytes)?;
         a.pushfq()?;
-        a.pop(qword_ptr(r8 + 72))?;
-        a.stmxcsr(dword_ptr(r8 + 80))?;
-        a.movups(xmmword_ptr(r8), xmm0)?;
-        a.movups(xmmword_ptr(r8 + 16), xmm1)?;
-        a.movq(qword_ptr(r8 + 32), mm0)?;
-        a.movq(qword_ptr(r8 + 40), mm1)?;
-        a.mov(qword_ptr(r8 + 48), rax)?;
-        a.mov(qword_ptr(r8 + 56), rcx)?;
-        a.mov(qword_ptr(r8 + 64), rdx)?;
+        a.pop(qword_ptr(r8 + 136))?;
+        a.stmxcsr(dword_ptr(r8 + 144))?;
+        if std::is_x86_feature_detected!("avx") {
+            a.vmovups(ymmword_ptr(r8), ymm0)?;
+            a.vmovups(ymmword_ptr(r8 + 32), ymm1)?;
+            a.vmovups(ymmword_ptr(r8 + 64), ymm2)?;
+            a.vzeroupper()?;
+        } else {
+            a.movups(xmmword_ptr(r8), xmm0)?;
+            a.movups(xmmword_ptr(r8 + 32), xmm1)?;
+            a.movups(xmmword_ptr(r8 + 64), xmm2)?;
+        }
+        a.movq(qword_ptr(r8 + 96), mm0)?;
+        a.movq(qword_ptr(r8 + 104), mm1)?;
+        a.mov(qword_ptr(r8 + 112), rax)?;
+        a.mov(qword_ptr(r8 + 120), rcx)?;
+        a.mov(qword_ptr(r8 + 128), rdx)?;
         a.emms()?;
-        a.ldmxcsr(dword_ptr(r8 + 84))?;
+        a.ldmxcsr(dword_ptr(r8 + 148))?;
         a.ret()?;
         let code = a.assemble(0)?;
         assert!(code.len() <= 4096);
@@ -106,7 +125,7 @@ fn forms(rng: &mut SmallRng) -> Vec<(Instruction, Vec<u8>)> {
     for code in Code::values() {
         let mut probe = Instruction::default();
         probe.set_code(code);
-        if !features.allows(&probe) || state_saving(probe.mnemonic()) {
+        if !features.allows(&probe) || state_saving(probe.mnemonic()) || !host_has(&probe) {
             continue;
         }
         let mut found = |x: &Instruction| {
@@ -116,7 +135,8 @@ fn forms(rng: &mut SmallRng) -> Vec<(Instruction, Vec<u8>)> {
                 let y = Decoder::new(64, &bytes, DecoderOptions::NONE).decode();
                 let v = vcpu();
                 let mut i = decode::lower(&y, BlockKey::of(&v.state), &features);
-                if handler(&y, &mut i).is_some() && y.mnemonic() == x.mnemonic() {
+                let known = handler(&y, &mut i).or_else(|| bit_manipulation::handler(&y, &mut i));
+                if known.is_some() && y.code() == x.code() {
                     out.push((y, bytes));
                 }
             }
@@ -134,6 +154,14 @@ fn forms(rng: &mut SmallRng) -> Vec<(Instruction, Vec<u8>)> {
                 x.set_memory_base(RSI);
             }
         };
+        if code.op_code().encoding() == EncodingKind::VEX {
+            for _ in 0..if code.op_code().op_kinds().contains(&OpCodeOperandKind::imm8) { 40 } else { 12 } {
+                if let Some(x) = vex_form(code, rng) {
+                    found(&x);
+                }
+            }
+            continue;
+        }
         for a in first {
             let mut x = probe;
             if x.op_count() < 2 {
@@ -172,16 +200,88 @@ fn forms(rng: &mut SmallRng) -> Vec<(Instruction, Vec<u8>)> {
     out
 }
 
+/// Whether this host has what an instruction needs.
+fn host_has(x: &Instruction) -> bool {
+    use iced_x86::CpuidFeature as C;
+    x.cpuid_features().iter().all(|f| match f {
+        C::AVX => std::is_x86_feature_detected!("avx"),
+        C::AVX2 => std::is_x86_feature_detected!("avx2"),
+        C::FMA => std::is_x86_feature_detected!("fma"),
+        C::F16C => std::is_x86_feature_detected!("f16c"),
+        C::BMI1 => std::is_x86_feature_detected!("bmi1"),
+        C::BMI2 => std::is_x86_feature_detected!("bmi2"),
+        C::LZCNT => std::is_x86_feature_detected!("lzcnt"),
+        C::ADX => std::is_x86_feature_detected!("adx"),
+        C::SHA => std::is_x86_feature_detected!("sha"),
+        C::VAES => std::is_x86_feature_detected!("vaes"),
+        C::VPCLMULQDQ => std::is_x86_feature_detected!("vpclmulqdq"),
+        _ => true,
+    })
+}
+
+/// A VEX instruction with random operands of the kinds that it takes. None: nothing to compare.
+fn vex_form(code: Code, rng: &mut SmallRng) -> Option<Instruction> {
+    use OpCodeOperandKind as K;
+    use Register::{EAX, ECX, EDX, RAX, RCX, RDX, XMM0, XMM2, YMM0, YMM2};
+    let mut x = Instruction::default();
+    x.set_code(code);
+    let gather = code.op_code().op_kinds().iter().any(|k| format!("{k:?}").starts_with("mem_vsib"));
+    let memory = rng.random::<bool>();
+    for (n, kind) in code.op_code().op_kinds().iter().enumerate() {
+        let n = n as u32;
+        // A gather's registers must differ, and the third is its index.
+        let k = if gather { n / 2 } else { rng.random_range(0..3) };
+        let name = format!("{kind:?}");
+        let place = match kind {
+            K::imm8 => {
+                x.set_op_kind(n, OpKind::Immediate8);
+                x.set_immediate8(rng.random());
+                continue;
+            }
+            K::seg_rDI => {
+                x.set_op_kind(n, OpKind::MemorySegRDI);
+                continue;
+            }
+            K::mem => None,
+            _ if name.starts_with("mem_vsib") => {
+                x.set_memory_index(if name.contains('y') { YMM2 } else { XMM2 });
+                x.set_memory_index_scale([1, 2, 4][rng.random_range(0..3)]);
+                None
+            }
+            _ if name.ends_with("or_mem") && memory => None,
+            _ if name.starts_with("xmm") => Some(XMM0 as u32 + k),
+            _ if name.starts_with("ymm") => Some(YMM0 as u32 + k),
+            _ if name.starts_with("r32") => Some([EAX, ECX, EDX][k as usize] as u32),
+            _ if name.starts_with("r64") => Some([RAX, RCX, RDX][k as usize] as u32),
+            _ => return None,
+        };
+        match place.map(|r| Register::try_from(r as usize)) {
+            Some(register) => {
+                x.set_op_kind(n, OpKind::Register);
+                x.set_op_register(n, register.ok()?);
+            }
+            None => {
+                x.set_op_kind(n, OpKind::Memory);
+                x.set_memory_base(RSI_OR_RDI[rng.random_range(0..2)]);
+            }
+        }
+    }
+    Some(x)
+}
+const RSI_OR_RDI: [Register; 2] = [Register::RSI, Register::RDI];
+
 fn state_saving(m: M) -> bool {
-    matches!(m, M::Ldmxcsr | M::Stmxcsr | M::Emms)
+    matches!(m, M::Ldmxcsr | M::Stmxcsr | M::Vldmxcsr | M::Vstmxcsr | M::Emms)
         || format!("{m:?}").contains("save")
         || format!("{m:?}").contains("rstor")
 }
 
 /// The same on a vCPU.
 fn emulate(v: &mut Vcpu, x: &Instruction, c: &Context, buffer: &Buffer) -> (Context, Buffer) {
+    for n in 0..3 {
+        v.set_ymm(n as u8, c.ymm[n]);
+    }
     for n in 0..2 {
-        v.set_xmm(n as u8, c.xmm[n]);
         v.set_mm(n as u8, c.mm[n]);
     }
     let g = &mut v.state.gpr;
@@ -196,7 +296,7 @@ fn emulate(v: &mut Vcpu, x: &Instruction, c: &Context, buffer: &Buffer) -> (Cont
     v.ram.read(BUFFER, &mut after.0);
     let g = &v.state.gpr;
     let context = Context {
-        xmm: [v.xmm(0), v.xmm(1)],
+        ymm: [v.ymm(0), v.ymm(1), v.ymm(2)],
         mm: [v.mm(0), v.mm(1)],
         rax: g[gpr::RAX],
         rcx: g[gpr::RCX],
@@ -208,22 +308,40 @@ fn emulate(v: &mut Vcpu, x: &Instruction, c: &Context, buffer: &Buffer) -> (Cont
     (context, after)
 }
 
+/// A vector register.
+fn vector(rng: &mut SmallRng) -> [u128; 2] {
+    [operand(rng), operand(rng)]
+}
+
+/// Small indices for a gather.
+fn indices(rng: &mut SmallRng, x: &Instruction) -> [u128; 2] {
+    let quads = matches!(x.mnemonic(), M::Vpgatherqd | M::Vpgatherqq | M::Vgatherqps | M::Vgatherqpd);
+    let mask = if quads { 7 | 7 << 64 } else { 7 | 7 << 32 | 7 << 64 | 7 << 96 };
+    [rng.random::<u128>() & mask, rng.random::<u128>() & mask]
+}
+
 #[test]
 fn agrees_with_silicon() {
     let mut rng = SmallRng::seed_from_u64(1);
     let (native, mut v) = (Native::new(), vcpu());
     let forms = forms(&mut rng);
     let mut failures: Vec<(M, usize, String)> = Vec::new();
+    let vex_rounds = std::env::var("TRIMARAN_CASES").ok().and_then(|n| n.parse().ok()).unwrap_or(100);
     for (x, bytes) in &forms {
         native.build(bytes).expect("assembles");
+        let vex = x.encoding() == EncodingKind::VEX;
         let rounds = if x.op_count() == 3 { 60 } else { 1500 };
+        let rounds = if vex { vex_rounds } else { rounds };
+        let gathers = x.memory_index().is_vector_register();
         for _ in 0..rounds {
             let length = |rng: &mut SmallRng| match rng.random_range(0..3) {
                 0 => rng.random(),
                 _ => rng.random_range(-20i64..20) as u64,
             };
             let before = Context {
-                xmm: [operand(&mut rng), operand(&mut rng)],
+                ymm: std::array::from_fn(|n| {
+                    if n == 2 && gathers { indices(&mut rng, x) } else { vector(&mut rng) }
+                }),
                 mm: [operand(&mut rng) as u64, operand(&mut rng) as u64],
                 rax: length(&mut rng),
                 rcx: rng.random(),

@@ -70,5 +70,35 @@ fn software_agrees_with_host() {
     all!("ordered": comiss comisd ucomiss ucomisd);
     all!("from": cvtsi2ss_d cvtsi2ss_q cvtsi2sd_d cvtsi2sd_q);
     all!("to": cvtss2si_d cvtss2si_q cvtsd2si_d cvtsd2si_q cvttss2si_d cvttss2si_q cvttsd2si_d cvttsd2si_q);
+    macro_rules! fused {
+        ($($name:ident)*) => {$(
+            for _ in 0..40_000 {
+                let (a, b, mut c) = (operand(&mut rng), operand(&mut rng), operand(&mut rng));
+                let mut m = random_mxcsr(&mut rng);
+                if rng.random_range(0..4) == 0 {
+                    m &= !mxcsr::UM;
+                }
+                // Products that the addend nearly cancels.
+                if rng.random() {
+                    let product = host_sse::$name(a, b, 0, 0x1F80).0;
+                    c = product ^ 0x8000_0000_0000_0000_8000_0000_8000_0000 ^ rng.random_range(0..4u128);
+                }
+                let (want, got) = (host_sse::$name(a, b, c, m), soft_sse::$name(a, b, c, m));
+                let hidden = m & mxcsr::UM == 0 && want.1 & mxcsr::UE != 0;
+                if want.1 != got.1 || want.0 != got.0 && !hidden {
+                    failures.push(format!("{} {a:x} {b:x} {c:x} mxcsr {m:x}: {want:x?} {got:x?}", stringify!($name)));
+                    break;
+                }
+            }
+        )*};
+    }
+    if std::is_x86_feature_detected!("fma") {
+        fused! {
+            fmaddps fmaddpd fmsubps fmsubpd fnmaddps fnmaddpd fnmsubps fnmsubpd
+            fmaddsubps fmaddsubpd fmsubaddps fmsubaddpd
+        }
+    } else {
+        println!("skipped: the host has no FMA");
+    }
     assert!(failures.is_empty(), "{}", failures.join("\n"));
 }

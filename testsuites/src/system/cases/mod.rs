@@ -5,6 +5,7 @@
 #![allow(clippy::redundant_closure_for_method_calls)]
 
 mod address_spaces;
+mod avx;
 mod code_fetch;
 mod debug_events;
 mod models;
@@ -25,6 +26,7 @@ pub type List = &'static [(&'static str, fn())];
 /// All cases by subject.
 pub const SUBJECTS: &[(&str, List)] = &[
     ("address_spaces", address_spaces::CASES),
+    ("avx", avx::CASES),
     ("code_fetch", code_fetch::CASES),
     ("debug_events", debug_events::CASES),
     ("models", models::CASES),
