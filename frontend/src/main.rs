@@ -1,6 +1,7 @@
 //! Trimaran: a PC in a program. See `trimaran --help`.
 
 mod cli;
+mod conform;
 mod disassembly;
 mod engine_list;
 mod engines;
@@ -22,6 +23,7 @@ mod tracer;
 mod window;
 
 use cli::Task;
+use std::ffi::OsString;
 use std::process::exit;
 
 /// Exit statuses. Odd ones belong to isa-debug-exit: `(value << 1) | 1`.
@@ -31,7 +33,7 @@ pub mod status {
     pub const TIMEOUT: i32 = 4;
     pub const TRIPLE_FAULT: i32 = 6;
     pub const ERROR: i32 = 8;
-    /// `lockstep` found engines that do not do the same.
+    /// `lockstep` found engines that do not do the same, or a case of `conform` failed.
     pub const DIFFERENT: i32 = 10;
     /// All processors have halted, and `--exit-on-halt` was given.
     pub const HALTED: i32 = 12;
@@ -66,11 +68,17 @@ fn main() {
         print!("{}", trimaran_cpu::model::Model::help());
         return;
     }
-    let task = Task::from_command_line();
-    let result = trace::start(task.options()).and_then(|()| match &task {
-        Task::Run(options) => run::run(options),
-        Task::Lockstep(options) => lockstep::run(options),
-    });
+    let mut arguments: Vec<OsString> = std::env::args_os().collect();
+    let result = if arguments.get(1).is_some_and(|word| word == "conform") {
+        arguments.remove(1);
+        conform::main(arguments)
+    } else {
+        let task = Task::from_command_line();
+        trace::start(task.options()).and_then(|()| match &task {
+            Task::Run(options) => run::run(options),
+            Task::Lockstep(options) => lockstep::run(options),
+        })
+    };
     let code = match result {
         Ok(code) => code,
         Err(Failure::Usage(message)) => {

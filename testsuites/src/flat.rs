@@ -1,10 +1,11 @@
 //! The smallest machine a processor runs in: RAM from address 0, no devices, ports that can be scripted.
 
+use crate::engine;
 use std::ops::Range;
 use std::sync::atomic::{AtomicU32, Ordering::SeqCst};
 use std::sync::{Arc, Mutex};
 use trimaran_cpu::bus::{Bus, GeneralProtection, Page};
-use trimaran_cpu::engine::{Engine, EngineFactory};
+use trimaran_cpu::engine::{Engine, EngineFactory, Stop};
 use trimaran_cpu::model::Model;
 use trimaran_cpu::ram::Ram;
 use trimaran_cpu::shared::{CodeFence, attention};
@@ -129,6 +130,8 @@ pub struct Flat {
     pub bus: Arc<FlatBus>,
     pub ram: Arc<Ram>,
     config: VcpuConfig,
+    /// What runs programs instead of `vcpu`.
+    other: Option<Box<dyn Engine>>,
 }
 
 impl Flat {
@@ -141,12 +144,26 @@ impl Flat {
     pub fn of(model: &str, ram_bytes: u64) -> Self {
         let (bus, ram, mut configs) = board(model, ram_bytes, 0..0, 1);
         let config = configs.remove(0);
-        Flat { vcpu: Vcpu::new(config.clone()), bus, ram, config }
+        Flat { vcpu: Vcpu::new(config.clone()), bus, ram, config, other: None }
     }
 
-    /// Another engine for the same processor; it has a state of its own.
-    pub fn engine(&self, factory: &dyn EngineFactory) -> Box<dyn Engine> {
-        factory.create(self.config.clone())
+    /// Has programs run on the engine of a name (see [`crate::engine::named`]); the state stays that of `vcpu`.
+    pub fn run_on(&mut self, name: &str) -> Result<(), String> {
+        // These programs are short: a translator must not wait until they are warm.
+        let factory = engine::eager(name, 1)?;
+        self.other = (name != "interp").then(|| factory.create(self.config.clone()));
+        Ok(())
+    }
+
+    /// Runs up to `budget` instructions.
+    pub fn run(&mut self, budget: u64) -> Stop {
+        let Some(other) = &mut self.other else { return self.vcpu.run(budget) };
+        other.state().clone_from(self.vcpu.state_whole());
+        other.state_changed();
+        let stop = other.run(budget);
+        self.vcpu.state.clone_from(other.state());
+        self.vcpu.state_loaded();
+        stop
     }
 }
 

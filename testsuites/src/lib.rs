@@ -1,8 +1,11 @@
 //! Conformance runners, oracles and differential testers for the processor.
 
+pub mod conform;
 pub mod cpio;
 pub mod differential;
 pub mod engine;
+#[cfg(all(target_os = "linux", target_arch = "x86_64"))]
+pub mod faults;
 pub mod flat;
 pub mod guest;
 pub mod modes_guest;

@@ -148,8 +148,18 @@ pub struct Report {
     pub passed: usize,
     pub revoked: usize,
     pub excused: usize,
-    /// Name and difference of each failed test.
-    pub failed: Vec<(String, String)>,
+    pub failed: Vec<Failure>,
+}
+
+/// A test that failed.
+#[derive(Debug)]
+pub struct Failure {
+    /// Its number in the file.
+    pub index: u32,
+    /// The instruction.
+    pub name: String,
+    /// What differs.
+    pub why: String,
 }
 
 /// Defined bits of FLAGS by opcode file name, and revoked hashes.
@@ -188,9 +198,10 @@ impl Suite {
         Ok(Suite { masks, revoked })
     }
 
-    /// Runs the file of one opcode (`"00"`, `"F7.6"`).
-    pub fn run(&self, opcode: &str, file: &File) -> Report {
+    /// Runs the file of one opcode (`"00"`, `"F7.6"`) on the engine of a name.
+    pub fn run(&self, engine: &str, opcode: &str, file: &File) -> Result<Report, String> {
         let mut machine = Flat::new(17 << 20);
+        machine.run_on(engine)?;
         let mut report = Report::default();
         let defined = self.masks.get(opcode).copied().unwrap_or(0xFFFF);
         for test in &file.tests {
@@ -207,10 +218,10 @@ impl Suite {
             let mask = FLAGS_OF_286 & defined;
             match run_test(&mut machine, test, mask, change.map_or(&[], |c| c.registers)) {
                 Ok(()) => report.passed += 1,
-                Err(why) => report.failed.push((format!("{} #{}", test.name, test.index), why)),
+                Err(why) => report.failed.push(Failure { index: test.index, name: test.name.clone(), why }),
             }
         }
-        report
+        Ok(report)
     }
 }
 
@@ -240,7 +251,7 @@ fn run_test(m: &mut Flat, test: &Test, flags_mask: u32, ignore: &[usize]) -> Res
     }
     m.vcpu.state = s;
     m.vcpu.state_loaded();
-    let stop = m.vcpu.run(70_000);
+    let stop = m.run(70_000);
     let result = compare(m, test, flags_mask, ignore, stop);
     m.ram.write(12 * 4, &[0; 4]);
     for &(address, _) in test.initial.ram.iter().chain(&test.last.ram) {

@@ -29,13 +29,13 @@ fn single_step_tests_80286() {
             continue;
         }
         let file = moo::read(&path).expect("MOO file");
-        let report = suite.run(opcode, &file);
+        let report = suite.run("interp", opcode, &file).expect("the interpreter");
         passed += report.passed;
         failed += report.failed.len();
         if !report.failed.is_empty() {
             println!("{opcode}: {} of {} failed", report.failed.len(), file.tests.len());
-            for (test, why) in report.failed.iter().take(if only.is_some() { 40 } else { 2 }) {
-                println!("    {test}: {why}");
+            for failure in report.failed.iter().take(if only.is_some() { 40 } else { 2 }) {
+                println!("    {} #{}: {}", failure.name, failure.index, failure.why);
             }
         }
     }

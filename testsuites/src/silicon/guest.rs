@@ -29,12 +29,34 @@ pub struct Guest {
     pub flat: Flat,
 }
 
+impl Default for Guest {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
 impl Guest {
+    /// On the interpreter.
     pub fn new() -> Self {
         let mut guest = Guest { flat: Flat::new(0x20_0000) };
         guest.tables();
         guest.registers();
         guest
+    }
+
+    /// On the engine of a name.
+    pub fn on(engine: &str) -> Result<Self, String> {
+        let mut guest = Self::new();
+        guest.flat.run_on(engine)?;
+        Ok(guest)
+    }
+
+    /// Whether the `n`th page of the data area is there.
+    pub fn set_present(&mut self, n: u64, present: bool) {
+        let bits = if n < 2 { US | XD | RW } else { US | XD };
+        let place = 0x4000 + ((at::DATA >> 12 & 511) + n) * 8;
+        self.put(place, (DATA + n * 0x1000) | bits | u64::from(present));
+        self.flat.vcpu.flush_tlb();
     }
 
     fn put(&self, address: u64, value: u64) {
@@ -133,9 +155,9 @@ impl Guest {
             (v.state.zmm[n][2], v.state.zmm[n][3]) = (f.ymm_high[n] as u64, (f.ymm_high[n] >> 64) as u64);
         }
         v.stop_block = true;
-        let stop = v.run(200_000);
+        let stop = self.flat.run(200_000);
         if stop != Stop::Halted {
-            return Err(format!("the guest stopped: {stop:?} at {:#x}", v.state.gpr[gpr::RIP]));
+            return Err(format!("the guest stopped: {stop:?} at {:#x}", self.flat.vcpu.state.gpr[gpr::RIP]));
         }
         self.outcome(case)
     }

@@ -7,15 +7,16 @@
 
 pub mod case;
 mod compare;
-mod generate;
-mod guest;
+pub mod generate;
+pub mod guest;
 mod native;
-mod shrink;
+pub mod shrink;
 mod values;
 
 use case::Case;
 use generate::Generator;
 use guest::Guest;
+use iced_x86::Instruction;
 use native::Native;
 use std::collections::BTreeMap;
 
@@ -42,19 +43,48 @@ fn on_this_host(x: &iced_x86::Instruction) -> bool {
 pub struct Rig {
     native: Native,
     guest: Guest,
+    engine: String,
 }
 
 impl Rig {
+    /// With our side on the engine of a name. An error says why this host cannot.
+    pub fn new(engine: &str) -> Result<Self, String> {
+        Ok(Rig { native: Native::new()?, guest: Guest::on(engine)?, engine: engine.into() })
+    }
+
     /// Runs a case on both sides and lists the differences.
     fn differences(&mut self, case: &Case) -> Vec<String> {
         let want = self.native.run(case);
         match self.guest.run(case) {
             Ok(got) => compare::differences(case, &want, &got),
             Err(why) => {
-                self.guest = Guest::new();
+                self.guest = Guest::on(&self.engine).unwrap_or_default();
                 vec![why]
             }
         }
+    }
+}
+
+/// Cases one by one.
+pub struct Bench {
+    rig: Rig,
+    generator: Generator,
+}
+
+impl Bench {
+    /// See [`Rig::new`].
+    pub fn new(engine: &str) -> Result<Self, String> {
+        Ok(Bench { rig: Rig::new(engine)?, generator: Generator::new() })
+    }
+
+    /// Runs the case of a seed; its instructions, and where it differs.
+    pub fn run(&mut self, seed: u64) -> (Vec<Instruction>, Result<(), String>) {
+        let case = self.generator.case(seed, None);
+        if self.rig.differences(&case).is_empty() {
+            return (case.instructions(), Ok(()));
+        }
+        let small = shrink::shrink(&mut self.rig, &case);
+        (case.instructions(), Err(shrink::describe(&mut self.rig, &small)))
     }
 }
 
@@ -69,7 +99,7 @@ pub struct Report {
 
 /// Runs `cases` cases from `seed` on. An error says why this host cannot.
 pub fn run(seed: u64, cases: u64, only: Option<&str>) -> Result<Report, String> {
-    let mut rig = Rig { native: Native::new()?, guest: Guest::new() };
+    let mut rig = Rig::new("interp")?;
     let generator = Generator::new();
     let mut report = Report { cases, forms: generator.form_count(), failed: 0, failures: BTreeMap::new() };
     for seed in seed..seed + cases {

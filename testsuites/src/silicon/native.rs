@@ -52,6 +52,17 @@ fn map(address: u64, bytes: usize, protection: i32) -> Result<(), String> {
     if p as u64 == address { Ok(()) } else { Err(format!("no mapping at {address:#x}")) }
 }
 
+impl Drop for Native {
+    fn drop(&mut self) {
+        let all =
+            [(at::DATA, at::DATA_BYTES), (at::CODE, 0x1000), (CONTEXT, 0x1000), (at::TRAMPOLINE, 0x1000)];
+        for (address, bytes) in all {
+            // SAFETY: our own mapping; nothing of it is looked at outside of `run`.
+            unsafe { libc::munmap(address as *mut libc::c_void, bytes) };
+        }
+    }
+}
+
 impl Native {
     /// Maps the pages and installs the handlers. An error says why this host cannot.
     pub fn new() -> Result<Self, String> {

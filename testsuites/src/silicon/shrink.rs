@@ -37,8 +37,22 @@ pub fn shrink(rig: &mut Rig, case: &Case) -> Case {
     best
 }
 
-/// A case as text, with the command that runs it.
+/// A case as text, with what differs and the command that runs it.
 pub fn describe(rig: &mut Rig, case: &Case) -> String {
+    let mut out = text(case);
+    for line in rig.differences(case) {
+        let _ = writeln!(out, "  {line}");
+    }
+    let _ = write!(
+        out,
+        "  whole case: TRIMARAN_CASES=1 TRIMARAN_SEED={} cargo test -p trimaran-testsuites --test silicon",
+        case.seed
+    );
+    out
+}
+
+/// Bytes, disassembly and input.
+pub fn text(case: &Case) -> String {
     let mut out = String::new();
     let mut formatter = IntelFormatter::new();
     for (x, bytes) in case.instructions().iter().zip(&case.code) {
@@ -66,13 +80,5 @@ pub fn describe(rig: &mut Rig, case: &Case) -> String {
     for n in (0..16).filter(|&n| f.xmm[n] | f.ymm_high[n] != 0) {
         let _ = writeln!(out, "    YMM{n}={:032x}_{:032x}", f.ymm_high[n], f.xmm[n]);
     }
-    for line in rig.differences(case) {
-        let _ = writeln!(out, "  {line}");
-    }
-    let _ = write!(
-        out,
-        "  whole case: TRIMARAN_CASES=1 TRIMARAN_SEED={} cargo test -p trimaran-testsuites --test silicon",
-        case.seed
-    );
     out
 }

@@ -8,7 +8,7 @@ use crate::engine;
 use crate::flat::Flat;
 use iced_x86::IcedError;
 use iced_x86::code_asm::CodeAssembler;
-use trimaran_cpu::engine::{Engine, Stop};
+use trimaran_cpu::engine::Stop;
 use trimaran_cpu::state::{Segment, TableRegister, attr, cr0, cr4, efer, gpr, seg};
 
 pub const GDT: u64 = 0x1000;
@@ -107,11 +107,9 @@ pub fn gate(selector: u16, offset: u32, kind: u16, dpl: u16, count: u16) -> u64 
         | (offset >> 16) << 48
 }
 
-/// See the head of this file.
+/// See the head of this file. `TRIMARAN_ENGINE` says which engine runs the programs.
 pub struct Bench {
     pub flat: Flat,
-    /// What runs the programs, if `TRIMARAN_ENGINE` asks for another engine than the vCPU in `flat`.
-    engine: Option<Box<dyn Engine>>,
     pub long: bool,
     paging: Option<Paging>,
 }
@@ -148,12 +146,9 @@ impl Bench {
     }
 
     fn new(model: &str, long: bool) -> Self {
-        let flat = Flat::of(model, 0x100_0000);
-        let name = engine::name_from_environment();
-        // These programs run once: a translator must not wait until they are warm.
-        let factory = engine::eager(&name, 1).unwrap_or_else(|why| panic!("{why}"));
-        let engine = (name != "interp").then(|| flat.engine(&*factory));
-        let mut b = Bench { flat, engine, long, paging: None };
+        let mut flat = Flat::of(model, 0x100_0000);
+        flat.run_on(&engine::name_from_environment()).unwrap_or_else(|why| panic!("{why}"));
+        let mut b = Bench { flat, long, paging: None };
         let code = if long { CODE_BITS | attr::L | attr::G } else { CODE_BITS | attr::DB | attr::G };
         let data = DATA_BITS | attr::DB | attr::G;
         b.describe(sel::CODE0, descriptor(0, 0xF_FFFF, code));
@@ -330,18 +325,7 @@ impl Bench {
 
     /// Goes on.
     pub fn resume(&mut self) -> Outcome {
-        let vcpu = &mut self.flat.vcpu;
-        let stop = match &mut self.engine {
-            None => vcpu.run(10_000),
-            Some(engine) => {
-                engine.state().clone_from(vcpu.state_whole());
-                engine.state_changed();
-                let stop = engine.run(10_000);
-                vcpu.state.clone_from(engine.state());
-                vcpu.state_loaded();
-                stop
-            }
-        };
+        let stop = self.flat.run(10_000);
         if stop != Stop::Halted {
             return Outcome::Stopped(stop);
         }

@@ -1,0 +1,36 @@
+//! The suites of `trimaran conform`, a few cases each. In a process of its own: one of them has signal handlers.
+
+use trimaran_testsuites::conform::*;
+
+fn run(suite: &Suite, engine: &str, setup: &Setup, units: &[String]) -> Vec<Answer> {
+    let mut output = Vec::new();
+    work(suite, engine, setup, units.join("\n").as_bytes(), &mut output).expect("the suite runs");
+    let lines = String::from_utf8(output).expect("text");
+    lines.lines().map(|line| serde_json::from_str(line).expect("an answer")).collect()
+}
+
+/// A few cases of each suite on each engine that it judges.
+#[test]
+fn suites_pass() {
+    let setup = Setup { seed: 1, cases: Some(20), ..Setup::default() };
+    for suite in SUITES {
+        for engine in ENGINES.iter().filter(|engine| (suite.judges)(engine)) {
+            let units = match (suite.units)(&setup, engine) {
+                Ok(units) => units,
+                Err(why) => {
+                    println!("skipped: {} on {engine}: {why}", suite.name);
+                    continue;
+                }
+            };
+            let few = &units[..units.len().min(2)];
+            let mut all = UnitReport::default();
+            for answer in run(suite, engine, &setup, few) {
+                match answer {
+                    Answer::Done(report) => all.add(report),
+                    Answer::Panicked(words) => panic!("{} on {engine}: {words}", suite.name),
+                }
+            }
+            assert!(all.passed > 0 && all.failed.is_empty(), "{} on {engine}: {all:#?}", suite.name);
+        }
+    }
+}
