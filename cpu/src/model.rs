@@ -53,6 +53,9 @@ const NONE: Features = Features {
     xsave_eax: 0,
 };
 
+/// The vendor whose processors have SYSCALL outside of 64-bit mode.
+const AMD: &[u8; 12] = b"AuthenticAMD";
+
 /// 100 MHz for what was sold with as much; PIT and TSC then count as old programs expect.
 const OLD_TSC_KHZ: u32 = 100_000;
 const TSC_KHZ: u32 = 1_000_000;
@@ -131,6 +134,22 @@ const CORE2: Model = Model {
     ..P6
 };
 
+/// An AMD Opteron (K8, the first with x86-64, as virtual machines know it: "Opteron_G1"): SYSCALL in 32-bit modes too.
+const OPTERON: Model = Model {
+    name: Cow::Borrowed("opteron"),
+    vendor: *AMD,
+    signature: 0x0F61,
+    brand: "Trimaran opteron processor",
+    last_leaf: 1,
+    features: Features {
+        leaf1_ecx: ecx1::SSE3,
+        leaf1_edx: CORE2.features.leaf1_edx,
+        ext1_edx: ext1::SYSCALL | ext1::NX | ext1::LM,
+        ..NONE
+    },
+    ..CORE2
+};
+
 /// Family 6, model 44 (Westmere), stepping 2: the first with all of the psABI's x86-64-v2 and AES. Beyond its dump: what
 /// systems since have come to like (x2APIC timers, FSGSBASE, SMEP, SMAP, RDRAND, XSAVE) and that we have.
 const X86_64_V2: Model = Model {
@@ -186,16 +205,21 @@ const X86_64_V3: Model = Model {
 impl Model {
     /// All models, the default first. `max` has every feature that we implement.
     pub fn all() -> &'static [Model] {
-        static ALL: std::sync::LazyLock<[Model; 7]> = std::sync::LazyLock::new(|| {
+        static ALL: std::sync::LazyLock<[Model; 8]> = std::sync::LazyLock::new(|| {
             let max = Model {
                 name: Cow::Borrowed("max"),
                 brand: "Trimaran max processor",
                 features: Features::all(),
                 ..X86_64_V3
             };
-            [X86_64_V2, I486, PENTIUM, P6, CORE2, X86_64_V3, max]
+            [X86_64_V2, I486, PENTIUM, P6, CORE2, OPTERON, X86_64_V3, max]
         });
         &*ALL
+    }
+
+    /// Whether it follows the APM where that and the SDM differ.
+    pub fn amd(&self) -> bool {
+        self.vendor == *AMD
     }
 
     /// The model of a name, or None.

@@ -125,8 +125,8 @@ impl Vcpu {
             }
             0x8000_0000 => [m.last_extended_leaf, 0, 0, 0],
             0x8000_0001 => {
-                // SYSCALL exists in 64-bit mode only.
-                let syscall = if self.state.code64() { !0 } else { !crate::model::ext1::SYSCALL };
+                // Intel's SYSCALL exists in 64-bit mode only.
+                let syscall = if self.state.code64() || m.amd() { !0 } else { !crate::model::ext1::SYSCALL };
                 [0, 0, f.ext1_ecx, f.ext1_edx & syscall]
             }
             0x8000_0002..=0x8000_0004 => {

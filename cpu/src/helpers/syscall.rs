@@ -21,12 +21,22 @@ fn stack(selector: u16, dpl: u16) -> Segment {
     Segment { selector, attributes, limit: !0, base: 0 }
 }
 
-/// SYSCALL. Only in 64-bit mode, as on Intel's processors.
+/// Where SYSCALL and SYSRET exist: Intel has them in 64-bit mode only, AMD in all of protected mode.
+fn require_syscall(v: &mut Vcpu) -> Result<(), Exit> {
+    let mode = v.state.code64() || v.model.amd() && v.state.protected();
+    v.require(mode && v.state.msr.efer & efer::SCE != 0)
+}
+
+/// SYSCALL. APM Vol. 3, "SYSCALL", for other modes than 64-bit.
 pub fn syscall(v: &mut Vcpu, _: &Insn) -> Result<(), Exit> {
-    v.require(v.state.code64() && v.state.msr.efer & efer::SCE != 0)?;
+    require_syscall(v)?;
+    if !v.state.long_mode() {
+        return syscall_legacy(v);
+    }
     let flags = v.rflags();
     let m = &v.state.msr;
-    let (star, target, mask) = (m.star, m.lstar, m.sfmask);
+    let (star, mask) = (m.star, m.sfmask);
+    let target = if v.state.code64() { m.lstar } else { m.cstar };
     v.state.gpr[gpr::RCX] = v.state.gpr[gpr::RIP];
     v.state.gpr[11] = (flags - RFlags::RF).bits();
     let selector = (star >> 32) as u16 & 0xFFFC;
@@ -41,9 +51,21 @@ pub fn syscall(v: &mut Vcpu, _: &Insn) -> Result<(), Exit> {
     Err(Exit::Leave)
 }
 
+/// SYSCALL outside long mode: the target is in STAR, VM and IF are cleared.
+fn syscall_legacy(v: &mut Vcpu) -> Result<(), Exit> {
+    let star = v.state.msr.star;
+    v.state.gpr[gpr::RCX] = v.state.gpr[gpr::RIP];
+    let selector = (star >> 32) as u16 & 0xFFFC;
+    set_code(v, code(selector, 0, false), 0, star & 0xFFFF_FFFF);
+    v.set_segment(seg::SS, stack(selector.wrapping_add(8), 0));
+    let flags = v.rflags() - RFlags::VM - RFlags::IF - RFlags::RF;
+    v.set_rflags(flags);
+    Err(Exit::Leave)
+}
+
 /// SYSRET to 64-bit (REX.W) or compatibility mode. A TF that it restores traps at once, unlike IRET's.
 pub fn sysret(v: &mut Vcpu, i: &Insn) -> Result<(), Exit> {
-    v.require(v.state.code64() && v.state.msr.efer & efer::SCE != 0)?;
+    require_syscall(v)?;
     v.require_cpl0()?;
     let long = i.code == iced_x86::Code::Sysretq;
     let target = v.state.gpr[gpr::RCX];
@@ -52,7 +74,12 @@ pub fn sysret(v: &mut Vcpu, i: &Insn) -> Result<(), Exit> {
     }
     let base = (v.state.msr.star >> 48) as u16;
     let selector = if long { base.wrapping_add(16) } else { base } | 3;
-    let flags = RFlags::from_bits_retain(v.state.gpr[11] & 0x3C_7FD7);
+    // R11 exists in long mode only.
+    let flags = if v.state.long_mode() {
+        RFlags::from_bits_retain(v.state.gpr[11] & 0x3C_7FD7)
+    } else {
+        v.rflags() | RFlags::IF
+    };
     set_code(v, code(selector, 3, long), 3, if long { target } else { target & 0xFFFF_FFFF });
     v.set_segment(seg::SS, stack(base.wrapping_add(8) | 3, 3));
     v.set_rflags(flags);

@@ -130,7 +130,12 @@ impl Bench {
 
     /// 64-bit mode at CPL 0 with the first 2 MiB mapped to themselves in pages of 4 KiB for the supervisor.
     pub fn long() -> Self {
-        let mut b = Self::new("max", true);
+        Self::long_on("max")
+    }
+
+    /// [`Bench::long`] on another model.
+    pub fn long_on(model: &str) -> Self {
+        let mut b = Self::new(model, true);
         b.page(Paging::Level4);
         b
     }

@@ -3,10 +3,11 @@
 
 use crate::system::*;
 use iced_x86::code_asm::*;
-use trimaran_cpu::state::{RFlags, cr0, cr4, efer, seg};
+use trimaran_cpu::state::{RFlags, attr, cr0, cr4, efer, seg};
 
 pub const CASES: super::List = &[
     ("syscall_and_sysret", syscall_and_sysret),
+    ("system_calls_in_32_bit_modes", system_calls_in_32_bit_modes),
     ("single_steps_over_system_calls", single_steps_over_system_calls),
     ("sysenter_and_sysexit", sysenter_and_sysexit),
     ("coprocessor_availability", coprocessor_availability),
@@ -60,6 +61,60 @@ fn syscall_and_sysret() {
     b.code(|a| a.sysretq());
     let r = b.run().raised();
     assert_eq!((r.vector, r.error, r.cs), (13, 0, u64::from(sel::CODE0)));
+}
+
+/// APM Vol. 2, "SYSCALL and SYSRET": from compatibility mode to CSTAR, and in legacy mode to STAR's EIP; #UD on Intel.
+fn system_calls_in_32_bit_modes() {
+    const COMPATIBLE: u16 = sel::SPARE;
+    for (model, exists) in [("opteron", true), ("max", false)] {
+        let mut b = Bench::long_on(model);
+        b.map_user();
+        b.map(0x9000, 3);
+        b.describe(COMPATIBLE, descriptor(0, 0xF_FFFF, 0xFB | attr::DB | attr::G));
+        let s = &mut b.flat.vcpu.state;
+        s.msr.efer |= efer::SCE;
+        s.msr.star = u64::from(sel::CODE0) << 32 | u64::from(COMPATIBLE) << 48;
+        (s.msr.cstar, s.msr.sfmask) = (0x9000, 0x200);
+        b.assemble(32, CODE, |a| {
+            a.syscall()?;
+            a.int3()
+        });
+        b.assemble(64, 0x9000, |a| {
+            a.mov(rbx, rcx)?;
+            a.mov(esi, cs)?;
+            a.sysret()
+        });
+        b.ring(3);
+        let code = &mut b.flat.vcpu.state.seg[seg::CS];
+        (code.selector, code.attributes) = (COMPATIBLE | 3, code.attributes & !attr::L | attr::DB);
+        let r = b.run().raised();
+        let g = b.flat.vcpu.state.gpr;
+        if exists {
+            assert_eq!((r.vector, r.ip, r.cs), (3, CODE + 3, u64::from(COMPATIBLE | 3)));
+            assert_eq!((g[3], g[6]), (CODE + 2, u64::from(sel::CODE0)));
+        } else {
+            assert_eq!((r.vector, r.ip), (6, CODE));
+        }
+        let mut b = Bench::of(model);
+        let s = &mut b.flat.vcpu.state;
+        s.msr.efer |= efer::SCE;
+        s.msr.star = 0x9000 | u64::from(sel::CODE0) << 32;
+        s.rflags = RFlags::from_bits_retain(0x202);
+        b.code(|a| a.syscall());
+        b.assemble(32, 0x9000, |a| {
+            a.pushfd()?;
+            a.pop(ebx)?;
+            a.hlt()
+        });
+        b.ring(3);
+        let outcome = b.run();
+        let g = b.flat.vcpu.state.gpr;
+        if exists {
+            assert_eq!((outcome, g[1], g[3]), (Outcome::Halted(0x9003), CODE + 2, 2));
+        } else {
+            assert_eq!(outcome.fault(), (6, 0));
+        }
+    }
 }
 
 /// "SYSCALL": no trap where FMASK clears TF. "SYSRET": a TF that it restores traps before the next instruction.
