@@ -3,6 +3,7 @@
 
 mod elf;
 mod interrupts_kernel;
+mod nmi_kernel;
 mod program;
 mod rom;
 mod unit_kernel;
@@ -55,6 +56,17 @@ fn a_kernel_takes_interrupts() {
     let kernel = write(&folder, "interrupts.flat", &interrupts_kernel::build());
     for engine in ENGINES {
         let (status, stdout, stderr) = trimaran(&[&["--testdev", "--kernel", &kernel][..], engine].concat());
+        assert_eq!((status, stdout.as_str()), (1, "done\n"), "{engine:?}: {stderr}");
+    }
+}
+
+#[test]
+fn nmis_of_two_processors_meet() {
+    let folder = TempDir::new().unwrap();
+    let kernel = write(&folder, "nmi.flat", &nmi_kernel::build());
+    for engine in ENGINES {
+        let arguments = ["--testdev", "--cpus", "2", "--kernel", &kernel];
+        let (status, stdout, stderr) = trimaran(&[&arguments[..], engine].concat());
         assert_eq!((status, stdout.as_str()), (1, "done\n"), "{engine:?}: {stderr}");
     }
 }

@@ -5,16 +5,16 @@ use crate::elf::{BASE, ENTRY, assemble, elf32, segment};
 use iced_x86::IcedError;
 use iced_x86::code_asm::*;
 
-const GDT: u32 = BASE + 0x3000;
+pub const GDT: u32 = BASE + 0x3000;
 const GDT_POINTER: u32 = BASE + 0x3100;
-const IDT_POINTER: u32 = BASE + 0x3110;
+pub const IDT_POINTER: u32 = BASE + 0x3110;
 const STRINGS: u32 = BASE + 0x3200;
 /// Handlers of interrupts.
 pub const HANDLERS: u32 = BASE + 0x3400;
 /// Not in the file: 256 gates, a kernel's own variables, the stack's top.
 const IDT: u32 = BASE + 0x4000;
 pub const VARIABLES: u32 = BASE + 0x5000;
-const STACK: u32 = BASE + 0xA000;
+pub const STACK: u32 = BASE + 0xA000;
 
 pub const APIC: u32 = 0xFEE0_0000;
 const IOAPIC: u32 = 0xFEC0_0000;
