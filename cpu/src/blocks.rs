@@ -82,6 +82,10 @@ impl BlockKey {
         set(flat(seg::SS), Self::FLAT_SS);
         BlockKey(key)
     }
+    /// As a number of ten bits.
+    pub fn bits(self) -> u16 {
+        self.0
+    }
     /// CPL 3.
     pub fn user(self) -> bool {
         self.0 & Self::USER != 0

@@ -81,6 +81,10 @@ pub struct Translated {
     pub jump_table: usize,
     /// What the tags in that table are combined with by exclusive or.
     pub salt: u64,
+    /// Address of what the engine finds translations by; 0: nothing.
+    pub places: usize,
+    /// Translations found there.
+    pub found: u64,
     /// The budget at which `state.retired` was right.
     pub synced: i64,
     /// Not 0: this run of translated code has used the host's SSE unit for the guest's arithmetic, so the host's MXCSR
@@ -362,6 +366,14 @@ impl Vcpu {
     /// The key of the current mode.
     pub fn key(&self) -> BlockKey {
         self.key
+    }
+    /// The RAM page that a linear code address is mapped to. None: the fetch faults, it is not RAM, or somebody wants to stop
+    /// on it.
+    pub fn code_page(&mut self, address: u64) -> Option<u32> {
+        if self.near_stop_point(address) {
+            return None;
+        }
+        self.fetch_page(address).ok()?
     }
     /// Whether the page of a linear code address is mapped as global.
     pub fn code_is_global(&self, address: u64) -> bool {

@@ -15,6 +15,7 @@ mod engine;
 mod links;
 mod listing;
 mod perf_map;
+mod places;
 pub mod region;
 pub mod runtime;
 mod stats;

@@ -86,9 +86,10 @@ impl Stats {
         );
         let _ = writeln!(
             out,
-            "  links {} (far {}), cut {}; invalidated {}, evicted {}; mapping changes {}; windows failed {}",
+            "  links {} (far {}, {} made by code), cut {}; invalidated {}, evicted {}; mapping changes {}; windows failed {}",
             self.links,
             self.far_links,
+            translated.found,
             self.cut,
             self.invalidated,
             self.evicted,

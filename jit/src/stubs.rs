@@ -44,7 +44,7 @@ pub fn install(buffer: &mut CodeBuffer) -> Option<Runtime> {
 
 #[cfg(target_arch = "x86_64")]
 mod x86_64 {
-    use dynasmrt::{DynasmApi, dynasm};
+    use dynasmrt::{DynasmApi, DynasmLabelApi, dynasm};
     use trimaran_cpu::translate::offset;
 
     type Assembler = dynasmrt::VecAssembler<dynasmrt::x64::X64Relocation>;
@@ -66,11 +66,21 @@ mod x86_64 {
         a.finalize().unwrap_or_default()
     }
 
-    /// A slot that leads nowhere: the engine gets the budget and the slot.
+    /// A slot that leads nowhere, or an entry of the jump table that is wanting (RDX: 0): if nothing is found, the engine gets
+    /// the budget and the slot, or [`crate::abi::LOOKUP`].
     pub fn unlinked() -> Vec<u8> {
         let mut a = Assembler::new(0);
         dynasm!(a
             ; .arch x64
+            ; push rdi ; push rsi ; push rdx
+            ; mov rsi, rdx
+            ; mov rax, QWORD crate::places::find as *const () as i64
+            ; call rax
+            ; pop rdx ; pop rsi ; pop rdi
+            ; test rax, rax
+            ; jz >leave
+            ; jmp rax
+            ; leave:
             ; mov [rdi + offset::BUDGET as i32], rsi
             ; mov rax, rdx
             ; ret

@@ -13,6 +13,7 @@ use crate::engine::{JitOptions, Tier};
 use crate::links::{Links, MOST_JUMPS, SlotName, leads_to};
 use crate::listing;
 use crate::perf_map::PerfMap;
+use crate::places::{NEAR, Places, near_the_hole};
 use crate::region::{Limits, Region};
 use crate::runtime::{self, collect_float_flags};
 use crate::stats::Stats;
@@ -91,6 +92,7 @@ pub struct Translations {
     /// Regions by offset of their code.
     by_offset: BTreeMap<usize, u32>,
     links: Links,
+    places: Box<Places>,
     /// Places whose regions had trouble with full sharing.
     sharing: FxHashMap<(u32, u64, BlockKey), Sharing>,
     /// The slot through which code has just left.
@@ -119,6 +121,7 @@ impl Translations {
             pages: FxHashMap::default(),
             by_offset: BTreeMap::new(),
             links: Links::new(),
+            places: Box::new(Places::new()),
             sharing: FxHashMap::default(),
             left_by: None,
             stats: Stats::default(),
@@ -307,7 +310,27 @@ impl Translations {
             troubles: 0,
             _keep: code.keep,
         });
+        self.note_place(id);
         Some(id)
+    }
+
+    /// Lets code find a region by its place.
+    fn note_place(&mut self, id: u32) {
+        let Some(Some(live)) = self.live.get(id as usize) else { return };
+        let Region { page, page2, offset, key, .. } = *live.region;
+        if page2 == NONE && live.reach <= NEAR && !self.options.no_links {
+            self.places.put(page, offset, key, live.entry as u64, id);
+        }
+    }
+
+    /// Takes note of the links that code has made by [`crate::places::find`].
+    fn book_found(&mut self, v: &Vcpu) {
+        for found in std::mem::take(&mut self.places.found) {
+            match found.slot {
+                Some(name) => self.book_link(v, name, found.id, found.address),
+                None => self.book_jump(v, found.id, found.address),
+            }
+        }
     }
 
     fn add_to_page(&mut self, v: &mut Vcpu, id: u32, page: u32, generation: u32) {
@@ -349,7 +372,9 @@ impl Translations {
                 self.stats.cut += 1;
             }
         }
-        self.links.clear_jumps(old.region.key, &old.jumps, old.entry as u64);
+        let Region { page, offset, key, .. } = *old.region;
+        self.places.remove(page, offset, key, old.entry as u64);
+        self.links.clear_jumps(key, &old.jumps, old.entry as u64);
         for page in [old.region.page, old.region.page2] {
             if let Some(page) = self.pages.get_mut(&page) {
                 page.regions.retain(|&r| r != id);
@@ -378,31 +403,40 @@ impl Translations {
             return;
         }
         let address = v.state.gpr[gpr::RIP];
-        let Some(Some(target)) = self.live.get_mut(id as usize) else { return };
-        let (entry, page, crosses) = (target.entry as u64, target.region.page, target.region.page2 != NONE);
-        let (reach, user) = (target.reach, target.region.key.user());
-        target.incoming.insert(name);
         let Some(Some(from)) = self.live.get(name.owner as usize) else { return };
-        let far = crosses || from.region.page2 != NONE || from.region.page != page;
-        let Some(slot) = from.slots.get(name.number as usize) else { return };
-        if !far && reach > NEAR {
-            // The page may be mapped where its branches lead out of canonical addresses.
+        let (Some(Some(target)), Some(slot)) = (self.live.get(id as usize), self.slot(name)) else { return };
+        // The page may be mapped where its branches lead out of canonical addresses, or it is just being mapped otherwise.
+        let lasting = target.reach <= NEAR && from.region.page == target.region.page;
+        if !slot.far && !lasting {
             return;
         }
+        let entry = target.entry as u64;
+        if target.region.key.user() {
+            slot.link_too(address ^ abi::user_salt(v.tlb.space(Class::User)), entry);
+        } else {
+            slot.link(address, entry);
+        }
+        self.book_link(v, name, id, address);
+        self.note_place(id);
+    }
+
+    /// A slot was linked to a region.
+    fn book_link(&mut self, v: &Vcpu, name: SlotName, id: u32, address: u64) {
+        let Some(slot) = self.slot(name) else { return };
+        let far = slot.far;
+        let Some(Some(target)) = self.live.get_mut(id as usize) else { return };
+        target.incoming.insert(name);
+        let (crosses, user) = (target.region.page2 != NONE, target.region.key.user());
         self.stats.links += 1;
         self.stats.far_links += u64::from(far);
-        if user {
-            slot.link_too(address ^ abi::user_salt(v.tlb.space(Class::User)), entry);
-            if slot.far {
-                self.links.note_user(name);
-            } else if far {
-                self.links.note_unchecked(name);
+        match (user, far) {
+            (true, true) => self.links.note_user(name),
+            // To the same page, and on to another.
+            (true, false) if crosses => self.links.note_unchecked(name),
+            (false, _) if far || crosses => {
+                self.links.note_far(name, address, !crosses && v.code_is_global(address));
             }
-            return;
-        }
-        slot.link(address, entry);
-        if far {
-            self.links.note_far(name, address, !crosses && v.code_is_global(address));
+            _ => {}
         }
     }
 
@@ -527,6 +561,7 @@ impl Translations {
         let entry = live.entry;
         v.prepare_translated();
         (v.translated.jump_table, v.translated.salt) = self.links.table(live.region.key);
+        v.translated.places = &raw mut *self.places as usize;
         let retired = v.state.retired;
         let budget = v.budget;
         self.stats.entries += 1;
@@ -538,6 +573,7 @@ impl Translations {
             enter(v, budget, entry)
         };
         collect_float_flags(v);
+        self.book_found(v);
         if word != abi::DONE {
             v.sync_retired(v.budget);
         }
@@ -606,8 +642,12 @@ impl Translations {
 
     /// Lets indirect branches of translated code find a translation at the current RIP.
     fn remember_jump(&mut self, v: &Vcpu, id: u32) {
+        self.book_jump(v, id, v.state.gpr[gpr::RIP]);
+        self.note_place(id);
+    }
+
+    fn book_jump(&mut self, v: &Vcpu, id: u32, address: u64) {
         let Some(Some(live)) = self.live.get_mut(id as usize) else { return };
-        let address = v.state.gpr[gpr::RIP];
         let global = live.region.page2 == NONE && v.code_is_global(address);
         let at = self.links.set_jump(live.region.key, address, live.entry as u64, global);
         if live.jumps.len() <= MOST_JUMPS && !live.jumps.contains(&at) {
@@ -618,15 +658,6 @@ impl Translations {
 
 fn slot_of(live: &[Option<Live>], name: SlotName) -> Option<&Slot> {
     live.get(name.owner as usize)?.as_ref()?.slots.get(usize::from(name.number))
-}
-
-/// Regions whose direct branches lead no farther than this need no look at where canonical addresses end, but within it.
-const NEAR: u64 = 64 << 20;
-
-/// Whether RIP is so near to where canonical addresses end that a direct branch could miss its #GP: by `reach` or less.
-fn near_the_hole(v: &Vcpu, reach: u64) -> bool {
-    let (rip, reach) = (v.state.gpr[gpr::RIP], reach.max(NEAR));
-    v.key().code64() && ((1 << 47) - reach..0xFFFF_8000_0000_0000 + reach).contains(&rip)
 }
 
 impl Translator for Translations {

@@ -552,10 +552,9 @@ impl Writer<'_, '_> {
         let tag = self.b.ins().load(types::I64, MemFlagsData::trusted(), entry, tag_at);
         let other = self.b.ins().icmp(IntCC::NotEqual, tag, wanted);
         self.guard(other, |w, _| {
-            let budget = w.b.use_var(w.budget);
-            w.store_vcpu(W::Q, Val::Value(budget), offset::BUDGET);
-            let word = w.constant(types::I64, abi::LOOKUP);
-            w.b.ins().return_(&[word]);
+            let stub = w.constant(types::I64, w.job.runtime.unlinked as u64);
+            let none = w.constant(types::I64, abi::LOOKUP);
+            w.tail_call(stub, none);
         });
         let code = self.b.ins().load(types::I64, MemFlagsData::trusted(), entry, code_at);
         let none = self.constant(types::I64, 0);

@@ -268,7 +268,7 @@ impl Emitter<'_> {
         let h = self.force_clean(target, w);
         self.write_all();
         self.asm.store(W::Q, field(RIP), h);
-        let miss = self.common.lookup;
+        let miss = self.common.missing;
         // `abi::jump_index`.
         self.asm.load(W::Q, RCX, field(offset::SALT));
         self.asm.alu(Alu::Xor, W::Q, RCX, h);
@@ -508,6 +508,8 @@ impl Emitter<'_> {
         a.alu_load(Alu::Cmp, W::Q, RAX, at(RDX, Slot::TAGS as i32 + 8));
         a.jcc(cc::NE, c.unlinked);
         a.jmp_mem(at(RDX, Slot::CODE as i32));
+        a.bind(c.missing);
+        a.mov_imm(RDX, abi::LOOKUP);
         a.bind(c.unlinked);
         a.mov_imm(RAX, r.unlinked as u64);
         a.jmp_reg(RAX);

@@ -177,6 +177,8 @@ pub struct Common {
     /// RAX: what the tags of the slot at RDX are compared with; the first is another.
     pub second_tag: Label,
     pub unlinked: Label,
+    /// The jump table has no entry for RIP.
+    pub missing: Label,
     pub stop: Label,
     pub lookup: Label,
 }
@@ -191,6 +193,7 @@ impl<'a> Emitter<'a> {
             done: labels.make(),
             second_tag: labels.make(),
             unlinked: labels.make(),
+            missing: labels.make(),
             stop: labels.make(),
             lookup: labels.make(),
         };
