@@ -147,6 +147,40 @@ fn x2apic_transitions_and_faults() {
     assert_eq!(bench.read(XAPIC, 0x20, 4), 1 << 24);
 }
 
+/// SDM Vol. 3, "x2APIC Register Address Space": which MSRs can be read and written; bits 63:32 are reserved but in the ICR.
+#[test]
+fn x2apic_registers() {
+    let read_only = |n: u32| matches!(n, 0x02 | 0x03 | 0x0A | 0x0D | 0x10..=0x27 | 0x39);
+    let write_only = |n: u32| matches!(n, 0x0B | 0x3F);
+    let both = |n: u32| matches!(n, 0x08 | 0x0F | 0x28 | 0x30 | 0x32..=0x38 | 0x3E);
+    for extended in [true, false] {
+        for n in 0..0x100 {
+            let mut bench = enabled();
+            if extended {
+                assert_eq!(write_msr(&mut bench, IA32_APIC_BASE, DEFAULT_BASE | BSP | EN | EXTD), Ok(()));
+            }
+            let msr = X2APIC_FIRST + n;
+            let read = bench.with(|chip, cx| chip.read_msr(cx, msr));
+            assert_eq!(read.is_ok(), extended && (read_only(n) || both(n)), "read {msr:#x}");
+            // SELF IPI of vector 0 is an error, but no fault.
+            let written = write_msr(&mut bench, msr, 0);
+            assert_eq!(written.is_ok(), extended && (write_only(n) || both(n)), "write {msr:#x}");
+            if n != 0x30 || !extended {
+                assert_eq!(write_msr(&mut bench, msr, u64::MAX), Err(GeneralProtection), "{msr:#x}");
+            }
+            if both(n) && extended {
+                let value = bench.with(|chip, cx| chip.read_msr(cx, msr)).unwrap_or(!0);
+                assert_eq!(write_msr(&mut bench, msr, value), Ok(()), "{msr:#x} takes what it gave");
+            }
+        }
+        let mut bench = enabled();
+        let _ = write_msr(&mut bench, IA32_APIC_BASE, DEFAULT_BASE | BSP | EN | EXTD);
+        for value in [0x100, 0xFF00, 0xFF00_0000] {
+            assert_eq!(write_msr(&mut bench, 0x83F, value), Err(GeneralProtection), "SELF IPI {value:#x}");
+        }
+    }
+}
+
 #[test]
 fn destinations() {
     let mut bench = enabled();

@@ -17,7 +17,10 @@ const SCRATCH: u32 = VARIABLES + 0xC08;
 const NMI: u32 = 2;
 const GP: u32 = 13;
 /// Vectors of interrupts that the kernel sends or raises.
-const VECTORS: [u32; 13] = [0x3E, 0x51, 0x52, 0x61, 0x62, 0x66, 0x77, 0x78, 0xEE, 0xEF, 0xF1, 0xF2, 0xF3];
+const VECTORS: [u32; 14] =
+    [0x3E, 0x51, 0x52, 0x61, 0x62, 0x66, 0x77, 0x78, LEVEL, 0xEE, 0xEF, 0xF1, 0xF2, 0xF3];
+/// The one whose handler lowers line 14.
+const LEVEL: u32 = 0x99;
 
 /// Each handler has this much room.
 const HANDLER_SIZE: u32 = 0x80;
@@ -70,6 +73,28 @@ fn ioapic(p: &mut Program) -> Step {
     p.a.mov(eax, dword_ptr(RETURNS + 0x78 * 4))?;
     p.a.cmp(dword_ptr(RETURNS + 0x66 * 4), eax)?;
     p.expect_equal()
+}
+
+/// A level is served right behind the OUT that raises it; a masked one when the mask goes.
+fn levels(p: &mut Program) -> Step {
+    const LEVEL_TRIGGERED: u32 = 1 << 15;
+    const MASKED: u32 = 1 << 16;
+    p.route(14, LEVEL | LEVEL_TRIGGERED)?;
+    p.a.sti()?;
+    p.a.mov(edx, 0x200E)?;
+    p.a.mov(eax, 1)?;
+    p.a.out(dx, al)?;
+    p.a.out(dx, al)?;
+    p.a.nop()?;
+    p.expect(count(LEVEL), 2)?;
+    p.route(14, LEVEL | LEVEL_TRIGGERED | MASKED)?;
+    p.a.out(dx, al)?;
+    p.a.nop()?;
+    p.expect(count(LEVEL), 2)?;
+    p.route(14, LEVEL | LEVEL_TRIGGERED)?;
+    p.a.nop()?;
+    p.expect(count(LEVEL), 3)?;
+    p.a.cli()
 }
 
 /// IPIs to itself: at once, held back by TPR and CR8, behind an INT that stands in STI's shadow.
@@ -212,6 +237,11 @@ fn handler(a: &mut CodeAssembler, vector: u32) -> Step {
     a.inc(dword_ptr(ALL))?;
     a.mov(eax, dword_ptr(ALL))?;
     a.mov(dword_ptr(ORDER + vector * 4), eax)?;
+    if vector == LEVEL {
+        a.mov(edx, 0x200E)?;
+        a.xor(eax, eax)?;
+        a.out(dx, al)?;
+    }
     let (mut msrs, mut done) = (a.create_label(), a.create_label());
     a.cmp(dword_ptr(X2APIC), 0)?;
     a.jne(msrs)?;
@@ -267,6 +297,7 @@ pub fn build() -> Vec<u8> {
         }
         p.a.mov(dword_ptr(APIC + 0xF0), 0x1FF)?;
         ioapic(p)?;
+        levels(p)?;
         self_ipis(p)?;
         nmis(p)?;
         timer(p)?;
