@@ -96,6 +96,7 @@ pub fn lower(x: &Instruction, key: BlockKey, features: &Features) -> Insn {
         let vector = !matches!(x.cpuid_features(), [CpuidFeature::BMI1 | CpuidFeature::BMI2]);
         if !key.protected() {
             i.run = misc::undefined;
+            i.code = Code::INVALID;
             return i;
         }
         if vector && !key.avx() {

@@ -19,6 +19,7 @@ use crate::mmu::Access;
 use crate::ops::Ops;
 use crate::ram::PAGE;
 use crate::shared::attention as att;
+pub use crate::simd::legacy_mnemonic;
 use crate::state::{Activity, RFlags, gpr};
 use crate::tlb::hits;
 

@@ -106,6 +106,14 @@ impl Guest {
         }
     }
 
+    /// As `expect`; what stands between the last text that was found and this one.
+    pub fn until(&mut self, text: &str, seconds: u64) -> Result<String, String> {
+        let start = self.seen;
+        self.expect(text, seconds)?;
+        let all = self.serial();
+        Ok(all.get(start..self.seen - text.len()).unwrap_or_default().to_owned())
+    }
+
     /// The text screen.
     pub fn screen(&self) -> String {
         self.machine.screen_text()

@@ -22,6 +22,7 @@ const SAMPLES: &[(&str, Check)] = &[
     ("GRUB rescue CD", grub_cd),
     ("GRUB rescue floppy", grub_floppy),
     ("Linux amd64: serial shell, power off", linux_amd64),
+    ("Linux amd64: OpenSSL on the newest processor gives what it gives here", openssl),
     ("Linux amd64, 2 processors: a disk partitioned, formatted and written", linux_disk),
     ("Linux amd64: power button", linux_power_button),
     ("Linux i386: text installer", installer_i386),
@@ -212,6 +213,69 @@ fn busybox() -> Result<Vec<u8>, String> {
         mount -t devtmpfs dev /dev\necho guest is up\nexec setsid cttyhack sh\n";
     archive.program("bin/busybox", &busybox).program("init", init);
     archive.finish().map_err(|e| e.to_string())
+}
+
+/// Digests and ciphers of a file; glibc and OpenSSL choose AVX2, ADX, SHA and VAES by CPUID.
+const OPENSSL: &str = "for a in sha1 sha256 sha512 md5 sha3-256 blake2b512; do $ssl dgst -$a $file; done; \
+    k=00112233445566778899aabbccddeeff; \
+    for a in aes-256-cbc aes-256-ctr chacha20 camellia-256-cbc; do \
+    $ssl enc -$a -K $k$k -iv $k -in $file | $ssl dgst -sha256; done; \
+    $ssl enc -aes-128-ctr -K $k -iv $k -in $file | $ssl dgst -sha256; \
+    $ssl prime -hex 7FFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFF";
+
+/// The same commands with the same programs on the host and in a guest of model `max`.
+fn openssl() -> Result<(), String> {
+    const LIBRARIES: [(&str, &str); 3] = [
+        ("libc6", "lib/x86_64-linux-gnu/libc.so.6"),
+        ("libssl3", "usr/lib/x86_64-linux-gnu/libcrypto.so.3"),
+        ("libssl3", "usr/lib/x86_64-linux-gnu/libssl.so.3"),
+    ];
+    const LOADER: &str = "lib/x86_64-linux-gnu/ld-linux-x86-64.so.2";
+    let program = guest::file("openssl", "usr/bin/openssl")?;
+    let loader = guest::file("libc6", LOADER)?;
+    let mut archive = Archive::default();
+    for directory in ["bin", "proc", "sys", "dev", "lib", "lib64"] {
+        archive.directory(directory);
+    }
+    let mut folders = Vec::new();
+    for (package, path) in LIBRARIES {
+        let file = guest::file(package, path)?;
+        let name = path.rsplit('/').next().unwrap_or(path);
+        archive.program(&format!("lib/{name}"), &std::fs::read(&file).map_err(|e| e.to_string())?);
+        folders.push(file.parent().map(|p| p.display().to_string()).unwrap_or_default());
+    }
+    archive.program("lib64/ld-linux-x86-64.so.2", &std::fs::read(&loader).map_err(|e| e.to_string())?);
+    archive.program("bin/openssl", &guest::bytes("openssl", "usr/bin/openssl")?);
+    let busybox = guest::file("busybox-static", "bin/busybox")?;
+    archive.program("bin/busybox", &guest::bytes("busybox-static", "bin/busybox")?);
+    let commands = format!("ssl=/bin/openssl; file=/bin/busybox; {OPENSSL}");
+    let init = format!(
+        "#!/bin/busybox sh\nexport LD_LIBRARY_PATH=/lib OPENSSL_CONF=/dev/null\n/bin/busybox mount -t proc proc /proc\n\
+         /bin/busybox mount -t devtmpfs dev /dev\n/bin/busybox grep -m1 -o avx2 /proc/cpuinfo\n\
+         echo 'b'egin of it; {commands}; echo 'e'nd of it\n/bin/busybox poweroff -f\n"
+    );
+    archive.program("init", init.as_bytes());
+    let initrd = archive.finish().map_err(|e| e.to_string())?;
+    let kernel = guest::bytes("linux-image-amd64", "vmlinuz")?;
+    let model = trimaran_cpu::model::Model::parse("max").map_err(|e| e.to_string())?;
+    let config = direct(kernel, "console=ttyS0 quiet", Some(initrd));
+    let mut guest = Guest::start(MachineConfig { model: std::sync::Arc::new(model), ..config })?;
+    guest.expect("avx2", 300)?;
+    guest.expect("begin of it", 60)?;
+    let got = guest.until("end of it", 300)?;
+    let loader = format!("{} --library-path {}", loader.display(), folders.join(":"));
+    let here = format!("ssl='{loader} {}'; file={}; {OPENSSL}", program.display(), busybox.display());
+    let out = std::process::Command::new("sh").args(["-c", &here]).env("OPENSSL_CONF", "/dev/null").output();
+    let want = String::from_utf8_lossy(&out.map_err(|e| format!("sh: {e}"))?.stdout).into_owned();
+    // Names of files differ.
+    let values = |text: &str| -> Vec<String> {
+        text.lines()
+            .filter_map(|l| l.trim().rsplit([' ', '(']).next().map(str::to_owned))
+            .filter(|l| l.len() > 2)
+            .collect()
+    };
+    let (got, want) = (values(&got), values(&want));
+    if got == want && want.len() >= 12 { Ok(()) } else { Err(format!("here {want:#?}\nguest {got:#?}")) }
 }
 
 fn linux(memory: u64, cpus: usize) -> Result<MachineConfig, String> {

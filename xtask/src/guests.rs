@@ -11,6 +11,9 @@ const PACKAGES: &[(&str, &str)] = &[
     ("memtest86+", "boot/memtest86+x64.bin"),
     ("grub-rescue-pc", "usr/lib/grub-rescue/grub-rescue-cdrom.iso"),
     ("busybox-static", "bin/busybox"),
+    ("openssl", "usr/bin/openssl"),
+    ("libssl3", "usr/lib/x86_64-linux-gnu/libcrypto.so.3"),
+    ("libc6", "lib/x86_64-linux-gnu/libc.so.6"),
     (
         "debian-installer-12-netboot-i386",
         "usr/lib/debian-installer/images/12/i386/text/debian-installer/i386/linux",

@@ -37,6 +37,7 @@ use host_sse as unit;
 use soft_sse as unit;
 
 use crate::insn::{Handler, Insn};
+pub use avx::legacy_mnemonic;
 use iced_x86::{EncodingKind, Instruction, Mnemonic, OpKind};
 pub use state_save::{area_size as xsave_area_size, in_use};
 
@@ -49,7 +50,7 @@ pub fn handler(x: &Instruction, i: &mut Insn) -> Option<Handler> {
         operands::vex_operands(x, i);
         return avx::handler(x, i)
             .or_else(|| fma::handler(x, i))
-            .or_else(|| forms(avx::legacy_mnemonic(x.mnemonic()), x, i)?.vex);
+            .or_else(|| forms(legacy_mnemonic(x.mnemonic()), x, i)?.vex);
     }
     Some(forms(x.mnemonic(), x, i)?.legacy)
 }

@@ -14,7 +14,7 @@ use trimaran_cpu::state::{gpr, seg};
 use trimaran_cpu::tlb::{ENTRIES, Entry};
 use trimaran_cpu::translate::offset;
 
-/// Set in the size of an access whose address must be a multiple of 16.
+/// Set in the size of an access whose address must be a multiple of that size.
 pub const ALIGNED: u8 = 0x80;
 
 const TAG_READ: i32 = std::mem::offset_of!(Entry, read) as i32;
@@ -182,7 +182,7 @@ impl Emitter<'_> {
         let aligned = size & ALIGNED != 0;
         if let Some(m) = reach.and_then(|r| self.covered(r)) {
             if aligned {
-                self.check_alignment(m);
+                self.check_alignment(m, size);
             }
             return m;
         }
@@ -191,7 +191,7 @@ impl Emitter<'_> {
         if let Some(plan) = plan.filter(|p| p.count >= 2 || self.free_registers() >= SPARE) {
             let m = self.open(what, &plan, write);
             if aligned {
-                self.check_alignment(m);
+                self.check_alignment(m, size);
             }
             return m;
         }
@@ -201,7 +201,7 @@ impl Emitter<'_> {
         let (again, miss) = (self.labels.make(), self.labels.make());
         if aligned {
             // The miss finds that this is why.
-            self.asm.test_imm(W::B, RCX, 15);
+            self.asm.test_imm(W::B, RCX, (bytes - 1).into());
             self.asm.jcc(cc::NE, miss);
         }
         // What comes back expects the register.

@@ -475,16 +475,21 @@ impl Emitter<'_> {
     /// What stands once at the end; `keep` has its final address.
     pub fn common_code(&mut self, keep: &Keep) {
         let (c, r) = (self.common, self.job.runtime);
+        let kept = match (self.uses_vectors, self.ymm) {
+            (false, _) => 0,
+            (true, false) => miss::WITH_XMM,
+            (true, true) => miss::WITH_YMM,
+        };
         let a = &mut self.cold;
         a.bind(c.miss);
         a.store(W::Q, field(miss::NUMBER), RAX);
         a.mov_imm(RAX, std::ptr::from_ref(keep) as u64);
         a.store(W::Q, field(miss::KEEP), RAX);
-        a.mov_imm(RAX, (r.miss + if self.uses_vectors { miss::WITH_VECTORS } else { 0 }) as u64);
+        a.mov_imm(RAX, (r.miss + kept) as u64);
         a.jmp_reg(RAX);
 
         a.bind(c.settle);
-        let settle = r.settle_keeping + if self.uses_vectors { miss::WITH_VECTORS } else { 0 };
+        let settle = r.settle_keeping + kept;
         a.mov_imm(RAX, settle as u64);
         a.jmp_reg(RAX);
 

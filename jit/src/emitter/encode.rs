@@ -399,28 +399,51 @@ impl Asm {
 
     // ---- vectors: flags where `Shape::effect` says so
     /// Up to an immediate.
-    pub fn vector(&mut self, s: &Shape, reg: Reg, rm: Rm) {
-        if s.prefix != 0 {
-            self.bytes.push(s.prefix);
-        }
+    pub fn vector(&mut self, s: &Shape, reg: Reg, vvvv: Reg, rm: Rm) {
         let (index, base) = match rm {
             Rm::Reg(r) => (NONE, r),
             Rm::Mem(m) => (m.index, m.base),
         };
         let high = |r: Reg| if r == NONE { 0 } else { r >> 3 & 1 };
         let rex = u8::from(s.wide) << 3 | high(reg) << 2 | high(index) << 1 | high(base);
-        if rex != 0 {
-            self.bytes.push(0x40 | rex);
-        }
-        self.bytes.push(0x0F);
-        if s.map != 0 {
-            self.bytes.push(s.map);
+        if s.vex {
+            self.vex(s, rex, vvvv);
+        } else {
+            if s.prefix != 0 {
+                self.bytes.push(s.prefix);
+            }
+            if rex != 0 {
+                self.bytes.push(0x40 | rex);
+            }
+            self.bytes.push(0x0F);
+            if s.map != 0 {
+                self.bytes.push(s.map);
+            }
         }
         self.bytes.push(s.opcode);
         match rm {
             Rm::Reg(r) => self.bytes.push(0xC0 | (reg & 7) << 3 | r & 7),
             Rm::Mem(m) => self.modrm(reg, m),
         }
+    }
+    /// A three-byte VEX prefix; R, X, B and vvvv are inverted in it.
+    fn vex(&mut self, s: &Shape, rex: u8, vvvv: Reg) {
+        let map = match s.map {
+            0x38 => 2,
+            0x3A => 3,
+            _ => 1,
+        };
+        let pp = match s.prefix {
+            0x66 => 1,
+            0xF3 => 2,
+            0xF2 => 3,
+            _ => 0,
+        };
+        self.bytes.extend_from_slice(&[
+            0xC4,
+            (!rex & 7) << 5 | map,
+            u8::from(s.wide) << 7 | (!vvvv & 15) << 3 | u8::from(s.long) << 2 | pp,
+        ]);
     }
     pub fn crc32(&mut self, w: W, d: Reg, rm: Rm) {
         if w == W::W {
@@ -442,12 +465,21 @@ impl Asm {
             Rm::Mem(m) => self.modrm(d, m),
         }
     }
-    /// MOVUPS
-    pub fn load_vector(&mut self, d: Reg, m: Mem) {
-        self.rm(W::D, 0x0F10, d, NONE, m);
+    /// MOVUPS, or with `ymm` VMOVUPS of 256 bits.
+    pub fn load_vector(&mut self, ymm: bool, d: Reg, m: Mem) {
+        self.move_vector(ymm, 0x10, d, m);
     }
-    pub fn store_vector(&mut self, m: Mem, s: Reg) {
-        self.rm(W::D, 0x0F11, s, NONE, m);
+    pub fn store_vector(&mut self, ymm: bool, m: Mem, s: Reg) {
+        self.move_vector(ymm, 0x11, s, m);
+    }
+    fn move_vector(&mut self, ymm: bool, opcode: u8, r: Reg, m: Mem) {
+        if !ymm {
+            return self.rm(W::D, 0x0F00 | u32::from(opcode), r, NONE, m);
+        }
+        let high = |r: Reg| if r == NONE { 0 } else { r >> 3 & 1 };
+        let rex = high(r) << 2 | high(m.index) << 1 | high(m.base);
+        self.bytes.extend_from_slice(&[0xC4, (!rex & 7) << 5 | 1, 0x7C, opcode]);
+        self.modrm(r, m);
     }
     /// AH = SF, ZF, AF, PF, CF at bits 7, 6, 4, 2, 0.
     pub fn lahf(&mut self) {

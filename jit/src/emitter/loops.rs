@@ -119,7 +119,7 @@ impl Emitter<'_> {
         }
         for (i, Facts { named: all, written: writes, shape, .. }) in facts {
             if let Some(shape) = shape {
-                let (read, writes) = shape.vectors(i);
+                let (read, writes) = shape.vectors(i, self.ymm);
                 (vectors, vectors_written) = (vectors | read | writes, vectors_written | writes);
                 float |= shape.float;
             }

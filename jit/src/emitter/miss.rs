@@ -19,14 +19,16 @@ pub const NUMBER: usize = offset::SCRATCH + 8;
 /// And with the address of the [`Keep`].
 pub const KEEP: usize = offset::SCRATCH + 16;
 
-/// How far into a thunk the entry lies that keeps XMM registers too.
-pub const WITH_VECTORS: usize = 256;
+/// How far into a thunk the entries lie that keep XMM or YMM registers too.
+pub const WITH_XMM: usize = 256;
+pub const WITH_YMM: usize = 768;
 
-/// An access missed. `registers`: the host's by number; RCX is the linear address. `vectors`: null, or XMM0 to XMM15. 1: try again; 0: leave.
+/// An access missed. `registers`: the host's by number; RCX is the linear address. `vectors`: null, or XMM0 to XMM15 (YMM0 to
+/// YMM15 if the region caches those). 1: try again; 0: leave.
 ///
 /// # Safety
 /// Only the thunk below may call it, from code whose `Keep` stands in the scratch fields.
-unsafe extern "C" fn miss(v: *mut Vcpu, registers: *const [u64; 16], vectors: *const [[u64; 2]; 16]) -> u64 {
+unsafe extern "C" fn miss(v: *mut Vcpu, registers: *const [u64; 16], vectors: *const [[u64; 4]; 16]) -> u64 {
     // SAFETY: the engine holds no other reference while code runs, and the registers are on the thunk's stack.
     let (v, registers, vectors) = unsafe { (&mut *v, &*registers, vectors.as_ref()) };
     let [_, k, keep, _] = v.translated.scratch;
@@ -48,44 +50,61 @@ unsafe extern "C" fn miss(v: *mut Vcpu, registers: *const [u64; 16], vectors: *c
         } else if !fits {
             v.translated.scratch[3] = runtime::trouble(keep.owner, true);
         }
-    } else if size != 0 && (!s.aligned || address & 15 == 0) && v.refill(address, size, s.write) {
+    } else if size != 0
+        && (!s.aligned || address & u64::from(s.size - 1) == 0)
+        && v.refill(address, size, s.write)
+    {
         return 1;
     }
     keep.rebuild(v, k as usize, registers, vectors);
     0
 }
 
-/// Saves XMM0 to XMM15 in 256 bytes of the stack.
-fn push_vectors(a: &mut Assembler) {
-    dynasm!(a ; .arch x64 ; sub rsp, 256);
+/// What an entry keeps of the vector registers.
+#[derive(Clone, Copy, PartialEq)]
+enum Kept {
+    Nothing,
+    Xmm,
+    Ymm,
+}
+
+/// Saves the vector registers in 512 bytes of the stack, 32 for each.
+fn push_vectors(a: &mut Assembler, kept: Kept) {
+    dynasm!(a ; .arch x64 ; sub rsp, 512);
     for n in 0..16u8 {
-        dynasm!(a ; .arch x64 ; movaps [rsp + i32::from(n) * 16], Rx(n));
+        match kept {
+            Kept::Ymm => dynasm!(a ; .arch x64 ; vmovups [rsp + i32::from(n) * 32], Ry(n)),
+            _ => dynasm!(a ; .arch x64 ; movaps [rsp + i32::from(n) * 32], Rx(n)),
+        }
     }
 }
 
-fn pop_vectors(a: &mut Assembler) {
+fn pop_vectors(a: &mut Assembler, kept: Kept) {
     for n in 0..16u8 {
-        dynasm!(a ; .arch x64 ; movaps Rx(n), [rsp + i32::from(n) * 16]);
+        match kept {
+            Kept::Ymm => dynasm!(a ; .arch x64 ; vmovups Ry(n), [rsp + i32::from(n) * 32]),
+            _ => dynasm!(a ; .arch x64 ; movaps Rx(n), [rsp + i32::from(n) * 32]),
+        }
     }
-    dynasm!(a ; .arch x64 ; add rsp, 256);
+    dynasm!(a ; .arch x64 ; add rsp, 512);
 }
 
-/// Both entries of a thunk.
-fn both(part: fn(&mut Assembler, bool)) -> Vec<u8> {
-    let mut a = Assembler::new(0);
-    part(&mut a, false);
-    let mut bytes = a.finalize().unwrap_or_default();
-    debug_assert!(bytes.len() <= WITH_VECTORS);
-    bytes.resize(WITH_VECTORS, 0xCC);
-    let mut a = Assembler::new(0);
-    part(&mut a, true);
-    bytes.extend(a.finalize().unwrap_or_default());
+/// The three entries of a thunk.
+fn entries(part: fn(&mut Assembler, Kept)) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    for (kept, at) in [(Kept::Nothing, 0), (Kept::Xmm, WITH_XMM), (Kept::Ymm, WITH_YMM)] {
+        debug_assert!(bytes.len() <= at);
+        bytes.resize(at, 0xCC);
+        let mut a = Assembler::new(0);
+        part(&mut a, kept);
+        bytes.extend(a.finalize().unwrap_or_default());
+    }
     bytes
 }
 
 /// Called by a region's common stub, with all registers full.
 pub fn miss_thunk() -> Vec<u8> {
-    both(|a, vectors| {
+    entries(|a, kept| {
         dynasm!(a
             ; .arch x64
             ; push r15 ; push r14 ; push r13 ; push r12 ; push r11 ; push r10 ; push r9 ; push r8
@@ -93,8 +112,8 @@ pub fn miss_thunk() -> Vec<u8> {
             ; mov rsi, rsp
             ; xor edx, edx
         );
-        if vectors {
-            push_vectors(a);
+        if kept != Kept::Nothing {
+            push_vectors(a, kept);
             dynasm!(a ; .arch x64 ; mov rdx, rsp);
         }
         dynasm!(a
@@ -102,8 +121,8 @@ pub fn miss_thunk() -> Vec<u8> {
             ; mov rax, QWORD miss as *const () as i64
             ; call rax
         );
-        if vectors {
-            pop_vectors(a);
+        if kept != Kept::Nothing {
+            pop_vectors(a, kept);
         }
         dynasm!(a
             ; .arch x64
@@ -123,22 +142,22 @@ pub fn miss_thunk() -> Vec<u8> {
 
 /// [`runtime::settle_flags`] for code whose registers are full.
 pub fn settle_thunk() -> Vec<u8> {
-    both(|a, vectors| {
+    entries(|a, kept| {
         dynasm!(a
             ; .arch x64
             ; push rax ; push rcx ; push rdx ; push rsi ; push rdi ; push r8 ; push r9 ; push r10 ; push r11
             ; sub rsp, 8
         );
-        if vectors {
-            push_vectors(a);
+        if kept != Kept::Nothing {
+            push_vectors(a, kept);
         }
         dynasm!(a
             ; .arch x64
             ; mov rax, QWORD runtime::settle_flags as *const () as i64
             ; call rax
         );
-        if vectors {
-            pop_vectors(a);
+        if kept != Kept::Nothing {
+            pop_vectors(a, kept);
         }
         dynasm!(a
             ; .arch x64

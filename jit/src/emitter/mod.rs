@@ -55,7 +55,7 @@ pub fn compile(job: &Job) -> Result<Code, Untranslatable> {
     e.check()?;
     let snapshots = std::mem::take(&mut e.snapshots);
     let flags = std::mem::take(&mut e.flags_snapshots);
-    let keep = Box::new(Keep::new(snapshots, flags, e.code64, job.owner));
+    let keep = Box::new(Keep::new(snapshots, flags, (e.code64, e.ymm), job.owner));
     e.common_code(&keep);
     let Emitter { asm, cold, labels, .. } = e;
     let bytes = asm.finish(&cold, &labels).ok_or_else(|| Untranslatable("a jump to nowhere".into()))?;

@@ -163,6 +163,8 @@ pub struct Emitter<'a> {
     pub before_head: Label,
     /// There is a vector instruction, so that XMM registers count.
     pub uses_vectors: bool,
+    /// Vector registers are cached whole, as YMM registers.
+    pub ymm: bool,
     pub failed: Option<&'static str>,
     pub common: Common,
 }
@@ -234,6 +236,7 @@ impl<'a> Emitter<'a> {
             head: None,
             before_head: labels.make(),
             uses_vectors: false,
+            ymm: job.region.key.avx() && std::is_x86_feature_detected!("avx"),
             failed: None,
             common,
             labels,

@@ -1,6 +1,6 @@
 //! Which vector instructions run as themselves on the host, and how they are encoded.
 //!
-//! A guest's SSE instruction is executed by the same instruction of the host on the same XMM registers. All that
+//! A guest's SSE or AVX instruction is executed by the same instruction of the host on the same registers. All that
 //! its encoding needs is in iced's tables; what is taken from there once, for each [`Code`], is a [`Shape`].
 
 use iced_x86::{Code, CpuidFeature, EncodingKind, MandatoryPrefix, Mnemonic as M};
@@ -9,8 +9,10 @@ use std::sync::LazyLock;
 use trimaran_cpu::blocks::BlockKey;
 use trimaran_cpu::insn::{Insn, prefix};
 use trimaran_cpu::kernels::Kernel;
+use trimaran_cpu::translate::legacy_mnemonic;
 
-/// What a field of ModRM stands for; operands by their number.
+/// What a field of ModRM, or VEX.vvvv, stands for: 0 is the destination ([`Insn::r0`]), 1 the source that may be memory
+/// (`r1`), 2 the first source of a VEX form (`r2`).
 #[derive(Clone, Copy, PartialEq, Debug)]
 pub enum Field {
     /// For `rm`: or memory.
@@ -37,6 +39,13 @@ pub enum Effect {
 
 #[derive(Clone, Copy, Debug)]
 pub struct Shape {
+    /// Encoded with a VEX prefix, and whether of 256 bits.
+    pub vex: bool,
+    pub long: bool,
+    /// VEX.vvvv.
+    pub vvvv: Option<Field>,
+    /// The immediate names a register that is a source, in its upper half.
+    pub mask: bool,
     /// The mandatory prefix, or 0.
     pub prefix: u8,
     /// The second byte of a three-byte opcode, or 0.
@@ -66,12 +75,17 @@ impl Shape {
         self.reads[usize::from(i.memory())]
     }
 
-    /// The vector registers that an instruction names, as bits: those it reads, and those it writes.
-    pub fn vectors(&self, i: &Insn) -> (u16, u16) {
+    /// The vector registers that an instruction names, as bits: those it reads, and those it writes. `ymm`: they count
+    /// whole, so that a legacy instruction keeps part of what it writes.
+    pub fn vectors(&self, i: &Insn, ymm: bool) -> (u16, u16) {
         let (mut read, mut written) = (u16::from(self.by_xmm0), u16::from(self.effect == Effect::Mask));
         let constant = self.idiom && !i.memory() && i.r0 == i.r1;
-        for field in [Some(self.reg), (!i.memory()).then_some(self.rm)].into_iter().flatten() {
+        if self.mask {
+            read |= 1 << (i.imm & 15);
+        }
+        for field in [Some(self.reg), self.vvvv, (!i.memory()).then_some(self.rm)].into_iter().flatten() {
             match field {
+                Field::Vector(2) => read |= 1 << (i.r2 & 15),
                 Field::Vector(0) => {
                     let bit = 1 << (i.r0 & 15);
                     if self.reads_destination(i) && !constant {
@@ -84,6 +98,9 @@ impl Shape {
                 Field::Vector(_) if !constant => read |= 1 << (i.r1 & 15),
                 _ => {}
             }
+        }
+        if ymm && !self.vex {
+            read |= written;
         }
         (read, written)
     }
@@ -120,7 +137,7 @@ pub fn native(i: &Insn, key: BlockKey) -> Option<&'static Shape> {
     }
     let shape = SHAPES.get(i.code as usize)?.as_ref()?;
     // #UD, and what else the decoder made of it.
-    let undefined = i.has(prefix::LOCK);
+    let undefined = i.has(prefix::LOCK) || shape.vex && !key.avx();
     (!undefined && (!shape.float || key.default_mxcsr())).then_some(shape)
 }
 
@@ -133,15 +150,26 @@ fn host_has(feature: CpuidFeature) -> bool {
         CpuidFeature::SSE4_2 => std::is_x86_feature_detected!("sse4.2"),
         CpuidFeature::AES => std::is_x86_feature_detected!("aes"),
         CpuidFeature::PCLMULQDQ => std::is_x86_feature_detected!("pclmulqdq"),
+        CpuidFeature::SHA => std::is_x86_feature_detected!("sha"),
+        CpuidFeature::AVX => std::is_x86_feature_detected!("avx"),
+        CpuidFeature::AVX2 => std::is_x86_feature_detected!("avx2"),
+        CpuidFeature::FMA => std::is_x86_feature_detected!("fma"),
+        CpuidFeature::F16C => std::is_x86_feature_detected!("f16c"),
+        CpuidFeature::VAES => std::is_x86_feature_detected!("vaes"),
+        CpuidFeature::VPCLMULQDQ => std::is_x86_feature_detected!("vpclmulqdq"),
         _ => false,
     }
 }
 
 fn shape(code: Code) -> Option<Shape> {
-    let (op, m) = (code.op_code(), code.mnemonic());
-    if op.encoding() != EncodingKind::Legacy || !op.is_instruction() {
+    let op = code.op_code();
+    let vex = op.encoding() == EncodingKind::VEX;
+    if !(vex || op.encoding() == EncodingKind::Legacy) || !op.is_instruction() {
         return None;
     }
+    // The lists below have the names without V.
+    let fused = vex && format!("{code:?}").starts_with("VEX_Vf");
+    let m = if vex { legacy_mnemonic(code.mnemonic()) } else { code.mnemonic() };
     if !code.cpuid_features().iter().all(|&f| host_has(f)) {
         return None;
     }
@@ -158,10 +186,21 @@ fn shape(code: Code) -> Option<Shape> {
         _ => 0,
     };
     let (mut reg, mut rm, mut immediate, mut vectors) = (None, None, false, false);
+    let (mut vvvv, mut mask, mut long) = (None, false, op.memory_size().size() == 32);
+    let places = op.op_kinds().iter().filter(|&&k| k != Kind::imm8).count();
     for (n, &kind) in op.op_kinds().iter().enumerate() {
-        let n = n as u8;
-        vectors |= matches!(kind, Kind::xmm_reg | Kind::xmm_rm | Kind::xmm_or_mem);
+        let n = match n {
+            1 | 2 if vex && places >= 3 => 3 - n as u8,
+            _ => n as u8,
+        };
+        let name = format!("{kind:?}");
+        vectors |= name.starts_with("xmm") || name.starts_with("ymm");
+        long |= name.starts_with("ymm");
         match kind {
+            Kind::xmm_vvvv | Kind::ymm_vvvv => vvvv = Some(Field::Vector(n)),
+            Kind::xmm_is4 | Kind::ymm_is4 => (immediate, mask) = (true, true),
+            Kind::ymm_reg => reg = Some(Field::Vector(n)),
+            Kind::ymm_rm | Kind::ymm_or_mem => rm = Some(Field::Vector(n)),
             Kind::xmm_reg => reg = Some(Field::Vector(n)),
             Kind::r32_reg | Kind::r64_reg => reg = Some(Field::General(n)),
             Kind::xmm_rm | Kind::xmm_or_mem => rm = Some(Field::Vector(n)),
@@ -176,7 +215,9 @@ fn shape(code: Code) -> Option<Shape> {
         reg = Some(Field::Extension(op.group_index() as u8));
     }
     let effect = match m {
-        M::Comiss | M::Comisd | M::Ucomiss | M::Ucomisd | M::Ptest => Effect::Compare,
+        M::Comiss | M::Comisd | M::Ucomiss | M::Ucomisd | M::Ptest | M::Vtestps | M::Vtestpd => {
+            Effect::Compare
+        }
         M::Pcmpistri => Effect::Index,
         M::Pcmpistrm => Effect::Mask,
         M::Movnti => Effect::Store,
@@ -192,21 +233,27 @@ fn shape(code: Code) -> Option<Shape> {
     let unaligned = matches!(m, M::Movups | M::Movupd | M::Movdqu | M::Lddqu | M::Pcmpistri | M::Pcmpistrm);
     // The guest's fences are not the host's, so what they order must not be weaker than other stores: MOVAPS.
     let plain = matches!(m, M::Movntps | M::Movntpd | M::Movntdq);
-    let reads = !overwrites(m);
+    let reads = if vex { fused || effect != Effect::None } else { !overwrites(m) };
+    let moves = matches!(m, M::Movaps | M::Movapd | M::Movdqa | M::Movntdqa) || plain;
+    let half = matches!(m, M::Vcvtph2ps | M::Vcvtps2ph);
     Some(Shape {
         prefix: if plain { 0 } else { prefix },
         map,
         opcode: if plain { 0x29 } else { op.op_code() as u8 },
-        wide: op.operand_size() == 64,
+        wide: if vex { op.w() == 1 } else { op.operand_size() == 64 },
+        vex,
+        long,
+        vvvv,
+        mask,
         immediate,
         reg: reg?,
         rm: rm?,
         size,
-        aligned: size == 16 && !unaligned,
-        float: is_float(m),
+        aligned: if vex { moves } else { size == 16 && !unaligned },
+        float: is_float(m) || fused || half,
         reads: [reads, reads && !matches!(m, M::Movss | M::Movsd)],
-        idiom: is_idiom(m),
-        by_xmm0: matches!(m, M::Pblendvb | M::Blendvps | M::Blendvpd),
+        idiom: !vex && is_idiom(m),
+        by_xmm0: !vex && matches!(m, M::Pblendvb | M::Blendvps | M::Blendvpd | M::Sha256rnds2),
         effect,
     })
 }

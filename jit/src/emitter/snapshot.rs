@@ -83,17 +83,23 @@ pub struct Keep {
     pub snapshots: Box<[Snapshot]>,
     flags: Box<[FlagsSnapshot]>,
     code64: bool,
+    ymm: bool,
     /// [`crate::abi::Job::owner`].
     pub owner: u32,
 }
 
 impl Keep {
-    pub fn new(snapshots: Vec<Snapshot>, flags: Vec<FlagsSnapshot>, code64: bool, owner: u32) -> Self {
-        Keep { snapshots: snapshots.into(), flags: flags.into(), code64, owner }
+    pub fn new(
+        snapshots: Vec<Snapshot>,
+        flags: Vec<FlagsSnapshot>,
+        (code64, ymm): (bool, bool),
+        owner: u32,
+    ) -> Self {
+        Keep { snapshots: snapshots.into(), flags: flags.into(), code64, ymm, owner }
     }
 
     /// Rebuilds the state before the instruction of snapshot `k`; the vCPU is ready to interpret it.
-    pub fn rebuild(&self, v: &mut Vcpu, k: usize, registers: &[u64; 16], vectors: Option<&[[u64; 2]; 16]>) {
+    pub fn rebuild(&self, v: &mut Vcpu, k: usize, registers: &[u64; 16], vectors: Option<&[[u64; 4]; 16]>) {
         let s = &self.snapshots[k];
         let budget = registers[6] as i64;
         for (g, &place) in s.dirty.iter().enumerate() {
@@ -106,7 +112,8 @@ impl Keep {
         }
         for (n, value) in vectors.into_iter().flatten().enumerate() {
             if s.vectors >> n & 1 != 0 {
-                v.state.zmm[n][..2].copy_from_slice(value);
+                let words = if self.ymm { 4 } else { 2 };
+                v.state.zmm[n][..words].copy_from_slice(&value[..words]);
             }
         }
         self.flags[s.flags as usize].rebuild(v, registers);

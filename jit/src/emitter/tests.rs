@@ -77,7 +77,7 @@ impl Machine {
     }
 
     fn on(ram: Arc<Ram>, long: bool) -> Self {
-        let model = Arc::new(Model::default());
+        let model = Arc::new(Model::parse("max").unwrap());
         let config =
             VcpuConfig { id: 0, model, ram: ram.clone(), bus: Arc::new(OnlyRam), fence: CodeFence::new(1) };
         let mut vcpu = Vcpu::new(config);
@@ -106,7 +106,8 @@ impl Machine {
             s.cr0 |= 1 << 31 | 1 << 16;
             s.seg[seg::FS].base = DATA;
         }
-        s.cr4 |= 0x600;
+        s.cr4 |= 0x4_0600;
+        s.xcr0 = 7;
         s.idtr.limit = 0;
         s.activity = Activity::Running;
         Machine { vcpu, ram }
@@ -384,7 +385,7 @@ impl Bench {
             eprintln!("emitter:     {} flags {:?} retired {}", names(&x.gpr), x.rflags, x.retired);
             eprintln!("interpreter: {} flags {:?} retired {}", names(&y.gpr), y.rflags, y.retired);
             for n in (0..16).filter(|&n| x.zmm[n] != y.zmm[n]) {
-                eprintln!("XMM{n}: {:x?}, interpreter {:x?}", &x.zmm[n][..2], &y.zmm[n][..2]);
+                eprintln!("YMM{n}: {:x?}, interpreter {:x?}", &x.zmm[n][..4], &y.zmm[n][..4]);
             }
             eprintln!("MXCSR {:x} {:x}", x.mxcsr, y.mxcsr);
             eprintln!("left by {word:x} after {ran}, cr2 {:x} {:x}", x.cr2, y.cr2);
@@ -438,7 +439,10 @@ pub(super) fn random_code(long: bool, vectors: bool, seed: u64, runs: u64) {
         s.gpr[gpr::RIP] = rip;
         s.rflags = RFlags::from_bits_retain(rng.random::<u64>() & 0x8D5 | 2);
         if vectors {
-            s.zmm.iter_mut().take(16).for_each(|r| r[..2].copy_from_slice(&vector_tests::value(&mut rng)));
+            s.zmm.iter_mut().take(16).for_each(|r| {
+                r[..2].copy_from_slice(&vector_tests::value(&mut rng));
+                r[2..4].copy_from_slice(&vector_tests::value(&mut rng));
+            });
             if rng.random_ratio(2, 3) {
                 s.gpr[..16].iter_mut().for_each(|r| *r &= !15);
             }

@@ -6,6 +6,7 @@ use super::tests::{Bench, CODE, DATA, Machine, random_code, runs, seed};
 use iced_x86::{Code, Decoder, DecoderOptions, Instruction, Mnemonic, OpKind, Register};
 use rand::Rng;
 use rand::rngs::SmallRng;
+use trimaran_cpu::model::Features;
 use trimaran_cpu::state::gpr;
 
 /// Bytes of a random instruction of SSE and its like.
@@ -21,8 +22,10 @@ pub(super) fn instruction(rng: &mut SmallRng, long: bool) -> Vec<u8> {
         (0x10, 0x12),
         (0x58, 0x5F),
     ];
+    let avx = std::is_x86_feature_detected!("avx2");
     loop {
         let mut b = Vec::new();
+        let vex = avx && rng.random_ratio(1, 2);
         match rng.random_range(0..8) {
             0..=2 => b.push(0x66),
             3 | 4 => b.push(0xF3),
@@ -41,12 +44,20 @@ pub(super) fn instruction(rng: &mut SmallRng, long: bool) -> Vec<u8> {
         if control {
             b.clear();
         }
-        b.push(0x0F);
+        if vex {
+            b.clear();
+            vex_head(rng, long, &mut b);
+        } else {
+            b.push(0x0F);
+        }
         match rng.random_range(0..6) {
+            _ if vex => {}
             _ if control => b.push(0xAE),
             _ if checksum => b.extend_from_slice(&[0x38, rng.random_range(0xF0..0xF2)]),
             0 => b.extend_from_slice(&[0x38, rng.random_range(0..0x42)]),
+            1 if rng.random_ratio(1, 8) => b.extend_from_slice(&[0x3A, 0xCC]),
             1 => b.extend_from_slice(&[0x3A, rng.random_range(0x08..0x64)]),
+            2 if rng.random_ratio(1, 4) => b.extend_from_slice(&[0x38, rng.random_range(0xC8..0xCE)]),
             2 if rng.random_ratio(1, 4) => b.extend_from_slice(&[0x38, rng.random_range(0xDB..0xE0)]),
             _ => {
                 let (first, last) = TABLE[rng.random_range(0..TABLE.len())];
@@ -57,7 +68,7 @@ pub(super) fn instruction(rng: &mut SmallRng, long: bool) -> Vec<u8> {
         if rng.random_ratio(1, 2) {
             modrm |= 0xC0;
         }
-        if control {
+        if control && !vex {
             modrm = modrm & 0x47 | 0x10 | rng.random_range(0..2) << 3;
         }
         b.push(modrm);
@@ -65,8 +76,8 @@ pub(super) fn instruction(rng: &mut SmallRng, long: bool) -> Vec<u8> {
         if rng.random_ratio(3, 4) {
             let at = usize::from(rng.random_ratio(1, 2));
             let v: u32 = match rng.random_range(0..3) {
-                0 => rng.random_range(0..0x10) * 16,
-                1 => rng.random_range(DATA / 16..(DATA + 0x8000) / 16) as u32 * 16,
+                0 => rng.random_range(0..0x10) * 32,
+                1 => rng.random_range(DATA / 32..(DATA + 0x8000) / 32) as u32 * 32,
                 _ => rng.random_range(0..0x40),
             };
             tail[at..at + 4].copy_from_slice(&v.to_le_bytes());
@@ -75,14 +86,44 @@ pub(super) fn instruction(rng: &mut SmallRng, long: bool) -> Vec<u8> {
         b.truncate(15);
         let mut d = Decoder::with_ip(if long { 64 } else { 32 }, &b, CODE, DecoderOptions::NONE);
         let x: Instruction = d.decode();
-        let vector = (0..x.op_count()).any(|n| x.op_kind(n) == OpKind::Register && x.op_register(n).is_xmm());
-        let other = control || matches!(x.mnemonic(), Mnemonic::Movnti | Mnemonic::Crc32);
+        let vector = (0..x.op_count())
+            .any(|n| x.op_kind(n) == OpKind::Register && x.op_register(n).is_vector_register());
+        // Approximations, and what touches memory element by element in another order.
+        let odd = matches!(x.mnemonic(), Mnemonic::Vldmxcsr) || x.memory_index().is_vector_register();
+        if odd || vex && !Features::all().allows(&x) {
+            continue;
+        }
+        let other = control && !vex || matches!(x.mnemonic(), Mnemonic::Movnti | Mnemonic::Crc32);
         if x.is_invalid() || !vector && !other {
             continue;
         }
         b.truncate(x.len());
         return b;
     }
+}
+
+/// A VEX prefix and an opcode.
+fn vex_head(rng: &mut SmallRng, long: bool, b: &mut Vec<u8>) {
+    let map = [1, 1, 1, 2, 2, 3][rng.random_range(0..6)];
+    let registers = if long { rng.random::<u8>() & 0xE0 } else { 0xE0 };
+    let mut last: u8 = rng.random();
+    if rng.random() {
+        last |= 0x78;
+    }
+    if !long {
+        last |= 0x40;
+    }
+    b.extend_from_slice(&[0xC4, registers | map, last]);
+    b.push(match map {
+        1 => [
+            rng.random_range(0x10..0x18),
+            rng.random_range(0x28..0x30),
+            rng.random_range(0x50..0x80),
+            rng.random_range(0xC2..0xFF),
+        ][rng.random_range(0..4)],
+        2 => rng.random(),
+        _ => rng.random_range(0..0x64),
+    });
 }
 
 /// A value that floating-point instructions find interesting.
@@ -140,7 +181,8 @@ fn shapes_encode_what_they_name() {
         let Some(s) = shapes::of(code) else { continue };
         // In place of others: `shapes.rs`.
         let name = format!("{code:?}");
-        if name.starts_with("Movnt") && !name.starts_with("Movntdqa") || name.starts_with("Crc32") {
+        let name = name.strip_prefix("VEX_V").unwrap_or(&name).to_lowercase();
+        if name.starts_with("movnt") && !name.starts_with("movntdqa") || name.starts_with("crc32") {
             continue;
         }
         seen += 1;
@@ -157,7 +199,11 @@ fn shapes_encode_what_they_name() {
         }
         for rm in forms {
             let mut a = Asm::default();
-            a.vector(s, field(s.reg, 13), rm);
+            let vvvv = match s.vvvv {
+                Some(_) => 5,
+                None => 0,
+            };
+            a.vector(s, field(s.reg, 13), vvvv, rm);
             if s.immediate {
                 a.bytes.push(0x5A);
             }
@@ -171,13 +217,23 @@ fn shapes_encode_what_they_name() {
                         assert_eq!(x.memory_size().size(), usize::from(s.size), "{code:?}");
                     }
                     OpKind::Register => {
-                        let reg = matches!(s.reg, Field::Vector(k) | Field::General(k) if u32::from(k) == n);
-                        assert_eq!(x.op_register(n).number(), if reg { 13 } else { 11 }, "{code:?}");
+                        let places =
+                            (0..x.op_count()).filter(|&n| x.op_kind(n) != OpKind::Immediate8).count();
+                        let role = if s.vex && places >= 3 && matches!(n, 1 | 2) { 3 - n } else { n };
+                        let is = |f: Field| matches!(f, Field::Vector(k) | Field::General(k) if u32::from(k) == role);
+                        let want = match () {
+                            () if is(s.reg) => 13,
+                            () if s.vvvv.is_some_and(is) => 5,
+                            () if s.mask && n == 3 => 5,
+                            () => 11,
+                        };
+                        assert_eq!(x.op_register(n).number(), want, "{code:?}");
                     }
                     _ => assert_eq!(x.immediate8(), 0x5A),
                 }
             }
         }
     }
-    assert!(seen > 250, "{seen} shapes");
+    let least = if std::is_x86_feature_detected!("avx2") { 750 } else { 250 };
+    assert!(seen > least, "{seen} shapes");
 }

@@ -1,4 +1,5 @@
-//! Vector instructions: the guest's own, on the host's XMM registers.
+//! Vector instructions: the guest's own, on the host's XMM registers; YMM registers where the guest has enabled AVX and
+//! the host has it, so that legacy instructions keep what is above as the manual has it.
 //!
 //! Guest register n is cached in host register n and nowhere else. In place, because an instruction that can fault
 //! does so at its look-up, before the host's instruction writes anything. A host register holds nothing else, so
@@ -36,7 +37,7 @@ impl Emitter<'_> {
     /// Brings vector registers into the host's.
     pub fn load_vectors(&mut self, set: u16) {
         for n in each(set & !self.state.vectors.cached) {
-            self.asm.load_vector(n, field(offset::xmm(n.into())));
+            self.asm.load_vector(self.ymm, n, field(offset::xmm(n.into())));
         }
         self.state.vectors.cached |= set;
     }
@@ -44,7 +45,7 @@ impl Emitter<'_> {
     /// Brings the memory of vector registers up to date. No flags.
     pub fn write_vectors(&mut self, set: u16) {
         for n in each(set & self.state.vectors.dirty) {
-            self.asm.store_vector(field(offset::xmm(n.into())), n);
+            self.asm.store_vector(self.ymm, field(offset::xmm(n.into())), n);
         }
         self.state.vectors.dirty &= !set;
     }
@@ -85,7 +86,7 @@ impl Emitter<'_> {
         if s.float {
             self.use_float();
         }
-        let (read, written) = s.vectors(i);
+        let (read, written) = s.vectors(i, self.ymm);
         self.load_vectors(read);
         // All registers are taken before the look-up: its address must not be disturbed, and flags neither afterwards.
         let (source, destination) = s.generals(i);
@@ -97,7 +98,7 @@ impl Emitter<'_> {
         let image = (s.effect != Effect::None).then(|| self.alloc());
         let overflow = matches!(s.effect, Effect::Index | Effect::Mask).then(|| self.alloc());
         let general = |n: u8| if n == 0 { to } else { from }.unwrap_or(super::encode::RAX);
-        let register = |n: u8| if n == 0 { i.r0 & 15 } else { i.r1 & 15 };
+        let register = |n: u8| [i.r0, i.r1, i.r2][usize::from(n.min(2))] & 15;
         let reg = match s.reg {
             Field::Vector(n) => register(n),
             Field::General(n) => general(n),
@@ -110,9 +111,10 @@ impl Emitter<'_> {
             Field::Vector(n) => Rm::Reg(register(n)),
             _ => Rm::Reg(0),
         };
-        self.asm.vector(s, reg, rm);
+        let vvvv = if let Some(Field::Vector(n)) = s.vvvv { register(n) } else { 0 };
+        self.asm.vector(s, reg, vvvv, rm);
         if s.immediate {
-            self.asm.bytes.push(i.imm as u8);
+            self.asm.bytes.push(if s.mask { (i.imm as u8) << 4 } else { i.imm as u8 });
         }
         self.state.vectors.cached |= written;
         self.state.vectors.dirty |= written;
