@@ -244,6 +244,37 @@ impl Vcpu {
         Ok(u128::from_le_bytes(bytes))
     }
 
+    /// Loads 10 bytes.
+    #[inline(always)]
+    pub fn load_80(&mut self, segment: u8, address: u64) -> Result<u128, Exit> {
+        let entry = self.tlb.entry(self.class, address);
+        if hits(entry.read, address, 10) {
+            let host = entry.addend.wrapping_add(address) as *const u8;
+            // SAFETY: as in `load`.
+            let (low, high) = unsafe { (ram::load::<8>(host), ram::load::<2>(host.add(8))) };
+            return Ok(u128::from(high) << 64 | u128::from(low));
+        }
+        let mut bytes = [0; 16];
+        self.load_bytes(segment, address, &mut bytes[..10])?;
+        Ok(u128::from_le_bytes(bytes))
+    }
+
+    /// Stores 10 bytes.
+    #[inline(always)]
+    pub fn store_80(&mut self, segment: u8, address: u64, value: u128) -> Result<(), Exit> {
+        let entry = self.tlb.entry(self.class, address);
+        if hits(entry.write, address, 10) {
+            let host = entry.addend.wrapping_add(address) as *mut u8;
+            // SAFETY: as in `store`.
+            unsafe {
+                ram::store::<8>(host, value as u64);
+                ram::store::<2>(host.add(8), (value >> 64) as u64);
+            }
+            return Ok(());
+        }
+        self.store_bytes(segment, address, &value.to_le_bytes()[..10])
+    }
+
     /// Stores 16 bytes.
     #[inline(always)]
     pub fn store_128(&mut self, segment: u8, address: u64, value: u128) -> Result<(), Exit> {

@@ -98,12 +98,18 @@ pub struct Translated {
 }
 
 impl Translated {
+    #[inline]
     pub fn count_helper(&mut self, insn: &Insn) {
         let n = insn.code as usize;
-        if n >= self.helper_calls.len() {
-            self.helper_calls.resize(n + 1, 0);
+        match self.helper_calls.get_mut(n) {
+            Some(count) => *count += 1,
+            None => self.first_helper(n),
         }
-        self.helper_calls[n] += 1;
+    }
+    #[cold]
+    fn first_helper(&mut self, n: usize) {
+        self.helper_calls.resize(n + 1, 0);
+        self.helper_calls[n] = 1;
     }
 }
 

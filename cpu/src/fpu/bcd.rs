@@ -37,7 +37,7 @@ pub fn fbstp(v: &mut Vcpu, i: &Insn) -> Result<(), Exit> {
     let x = &v.state.x87;
     let empty = x.empty(0);
     let value = if empty { INDEFINITE } else { x.st(0) };
-    let (integer, mut flags) = (engine().store)(Format::I64, value, x.control & RC | 0x37F & !RC);
+    let (integer, mut flags) = (engine().store)(Format::I64, value, x.control & RC | 0x37F & !RC, 0);
     let magnitude = (integer as i64).unsigned_abs();
     let mut bytes = INDEFINITE_BCD;
     if flags & IE == 0 && magnitude < LIMIT {

@@ -63,7 +63,7 @@ fn finish(v: &mut Vcpu, i: &Insn, empty: bool, b: F80, denormal: bool, quiet: bo
     let flags = if empty {
         IE | SF | UNORDERED
     } else {
-        let flags = (engine().compare)(x.st(0), b, quiet);
+        let flags = (engine().compare)(x.st(0), b, quiet, if denormal { 0 } else { x.status & EXCEPTIONS });
         flags | if denormal && flags & UNORDERED != UNORDERED { DE } else { 0 }
     };
     if x.report(i, flags & !C1, CONDITIONS) {
@@ -79,7 +79,7 @@ fn compare_to_flags(v: &mut Vcpu, i: &Insn, quiet: bool, pops: u8) -> Result<(),
     let flags = if x.empty(0) || x.empty(i.r1) {
         IE | SF | UNORDERED
     } else {
-        (engine().compare)(x.st(0), x.st(i.r1), quiet)
+        (engine().compare)(x.st(0), x.st(i.r1), quiet, x.status & EXCEPTIONS)
     };
     if x.report(i, flags & !CONDITIONS, C1) {
         x.pop_times(pops);

@@ -95,13 +95,11 @@ fn fld(v: &mut Vcpu, i: &Insn) -> Result<(), Exit> {
 fn fld_extended(v: &mut Vcpu, i: &Insn) -> Result<(), Exit> {
     v.x87_enter()?;
     let address = v.operand_address(i, 10, false)?;
-    let mut bytes = [0; 16];
-    v.load_bytes(i.seg, address, &mut bytes[..10])?;
+    let bits = v.load_80(i.seg, address)?;
     v.x87_note(i);
     let x = &mut v.state.x87;
     if x.room(i) {
         x.report(i, 0, C1);
-        let bits = u128::from_le_bytes(bytes);
         x.push(F80 { significand: bits as u64, sign_exponent: (bits >> 64) as u16 });
     }
     Ok(())
@@ -162,9 +160,9 @@ fn fst(v: &mut Vcpu, i: &Insn, pops: u8, chop: bool) -> Result<(), Exit> {
     let empty = x.empty(0);
     let control = if chop { x.control | RC } else { x.control };
     let (bits, flags) = if empty {
-        ((engine().store)(format, INDEFINITE, 0x37F).0, IE | SF)
+        ((engine().store)(format, INDEFINITE, 0x37F, 0).0, IE | SF)
     } else {
-        (engine().store)(format, x.st(0), control)
+        (engine().store)(format, x.st(0), control, x.status & EXCEPTIONS)
     };
     let stored = flags & !x.control & (EARLY | OE | UE) == 0;
     if stored {
@@ -190,10 +188,11 @@ fn fstp_extended(v: &mut Vcpu, i: &Insn) -> Result<(), Exit> {
     let (value, flags) = if x.empty(0) { (INDEFINITE, IE | SF) } else { (x.st(0), 0) };
     let stored = flags & !x.control & IE == 0;
     let address = v.operand_address(i, 10, true)?;
-    v.check_store(i.seg, address, 10)?;
     if stored {
         let bits = u128::from(value.sign_exponent) << 64 | u128::from(value.significand);
-        v.store_bytes(i.seg, address, &bits.to_le_bytes()[..10])?;
+        v.store_80(i.seg, address, bits)?;
+    } else {
+        v.check_store(i.seg, address, 10)?;
     }
     v.x87_note(i);
     let x = &mut v.state.x87;

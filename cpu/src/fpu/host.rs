@@ -91,37 +91,44 @@ pub fn binary(op: Binary, a: F80, b: F80, control: u16) -> (F80, u16) {
     (value, flags)
 }
 
+/// One operation under the control word of the ABI without setting anything up: the status before it, and after it.
+macro_rules! quick {
+    ([$($load:literal),*], $op:literal, [$($take:literal),*], $($operand:tt)*) => {{
+        let (before, after): (u16, u16);
+        // SAFETY: reads and writes whole F80 or u64 objects, at least as long as what the instructions access, and leaves
+        // the register stack as it was; all exceptions are masked.
+        unsafe {
+            asm!(
+                "fnstsw ax", "mov {before:e}, eax",
+                $($load,)* $op, "fnstsw ax", $($take,)*
+                before = out(reg) before, out("ax") after,
+                $($operand)*
+                out("st(0)") _, out("st(1)") _, out("st(2)") _, out("st(3)") _,
+                out("st(4)") _, out("st(5)") _, out("st(6)") _, out("st(7)") _,
+                options(nostack)
+            );
+        }
+        (before, after)
+    }};
+}
+
 /// See [`super::Arithmetic`]. With the control word of the ABI, as most guests have it, nothing needs to be set up, and the
 /// host's exception flags may stay: FNCLEX takes a hundred cycles. What they were before is only wrong where the
 /// guest does not have it yet; the operation is done again then.
 pub fn basic(op: Binary, a: F80, b: F80, control: u16, known: u16) -> (F80, u16) {
     let mut value = F80::default();
-    macro_rules! quick {
-        ($op:literal) => {{
-            let (before, after): (u16, u16);
-            // SAFETY: reads and writes whole F80 objects, and leaves the register stack as it was; all exceptions are
-            // masked.
-            unsafe {
-                asm!(
-                    "fnstsw ax", "mov {before:e}, eax",
-                    "fld tbyte ptr [{b}]", "fld tbyte ptr [{a}]", $op, "fnstsw ax",
-                    "fstp tbyte ptr [{r}]", "fstp st(0)",
-                    a = in(reg) &raw const a, b = in(reg) &raw const b, r = in(reg) &raw mut value,
-                    before = out(reg) before, out("ax") after,
-                    out("st(0)") _, out("st(1)") _, out("st(2)") _, out("st(3)") _,
-                    out("st(4)") _, out("st(5)") _, out("st(6)") _, out("st(7)") _,
-                    options(nostack)
-                );
-            }
-            (before, after)
-        }};
+    macro_rules! keep {
+        ($op:literal) => {
+            quick!(["fld tbyte ptr [{b}]", "fld tbyte ptr [{a}]"], $op, ["fstp tbyte ptr [{r}]", "fstp st(0)"],
+                a = in(reg) &raw const a, b = in(reg) &raw const b, r = in(reg) &raw mut value,)
+        };
     }
     if control == ABI_CONTROL {
         let (before, after) = match op {
-            Binary::Add => quick!("fadd st, st(1)"),
-            Binary::Sub => quick!("fsub st, st(1)"),
-            Binary::Mul => quick!("fmul st, st(1)"),
-            Binary::Div => quick!("fdiv st, st(1)"),
+            Binary::Add => keep!("fadd st, st(1)"),
+            Binary::Sub => keep!("fsub st, st(1)"),
+            Binary::Mul => keep!("fmul st, st(1)"),
+            Binary::Div => keep!("fdiv st, st(1)"),
             _ => (EXCEPTIONS, 0),
         };
         if before & EXCEPTIONS & !known == 0 {
@@ -169,7 +176,17 @@ pub fn double(op: Double, a: F80, control: u16) -> (F80, F80, u16) {
 }
 
 /// See [`super::Arithmetic`].
-pub fn compare(a: F80, b: F80, quiet: bool) -> u16 {
+pub fn compare(a: F80, b: F80, unordered: bool, known: u16) -> u16 {
+    macro_rules! keep {
+        ($op:literal) => {
+            quick!(["fld tbyte ptr [{b}]", "fld tbyte ptr [{a}]"], $op, ["fstp st(0)", "fstp st(0)"],
+                a = in(reg) &raw const a, b = in(reg) &raw const b,)
+        };
+    }
+    let (before, after) = if unordered { keep!("fucom st(1)") } else { keep!("fcom st(1)") };
+    if before & EXCEPTIONS & !known == 0 {
+        return after & (EXCEPTIONS | CONDITIONS);
+    }
     macro_rules! compare {
         ($op:literal) => {
             under!(INITIAL_CONTROL, ["fld tbyte ptr [{b}]", "fld tbyte ptr [{a}]"], $op,
@@ -177,12 +194,29 @@ pub fn compare(a: F80, b: F80, quiet: bool) -> u16 {
                 a = in(reg) &raw const a, b = in(reg) &raw const b,)
         };
     }
-    if quiet { compare!("fucom st(1)") } else { compare!("fcom st(1)") }
+    if unordered { compare!("fucom st(1)") } else { compare!("fcom st(1)") }
 }
 
 /// See [`super::Arithmetic`].
-pub fn store(format: Format, a: F80, control: u16) -> (u64, u16) {
+pub fn store(format: Format, a: F80, control: u16, known: u16) -> (u64, u16) {
     let mut value = 0u64;
+    macro_rules! keep {
+        ($op:literal, [$($take:literal)?]) => {
+            quick!(["fld tbyte ptr [{a}]"], $op, [$($take)?], a = in(reg) &raw const a, r = in(reg) &raw mut value,)
+        };
+    }
+    if control == ABI_CONTROL {
+        let (before, after) = match format {
+            Format::F32 => keep!("fst dword ptr [{r}]", ["fstp st(0)"]),
+            Format::F64 => keep!("fst qword ptr [{r}]", ["fstp st(0)"]),
+            Format::I16 => keep!("fistp word ptr [{r}]", []),
+            Format::I32 => keep!("fistp dword ptr [{r}]", []),
+            Format::I64 => keep!("fistp qword ptr [{r}]", []),
+        };
+        if before & EXCEPTIONS & !known == 0 {
+            return (value, after & (EXCEPTIONS | CONDITIONS));
+        }
+    }
     macro_rules! store {
         ($control:expr, $op:literal, [$($take:literal)?]) => {
             under!($control, ["fld tbyte ptr [{a}]"], $op, [$($take)?],

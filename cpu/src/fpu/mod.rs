@@ -110,14 +110,14 @@ impl Format {
 /// condition codes. With an unmasked IE, DE or ZE the value means nothing.
 pub struct Arithmetic {
     pub binary: fn(Binary, F80, F80, u16) -> (F80, u16),
-    /// Add, Sub, Mul and Div, where exceptions that the guest's status word has already (last argument) may be reported
-    /// again.
+    /// Add, Sub, Mul and Div. Here and below exceptions that the guest's status word has already (last argument) may be
+    /// reported again.
     pub basic: fn(Binary, F80, F80, u16, u16) -> (F80, u16),
     pub unary: fn(Unary, F80, u16) -> (F80, u16),
     pub double: fn(Double, F80, u16) -> (F80, F80, u16),
-    /// C0, C2, C3 of an ordered or (last argument) unordered comparison.
-    pub compare: fn(F80, F80, bool) -> u16,
-    pub store: fn(Format, F80, u16) -> (u64, u16),
+    /// C0, C2, C3 of an ordered or (third argument) unordered comparison.
+    pub compare: fn(F80, F80, bool, u16) -> u16,
+    pub store: fn(Format, F80, u16, u16) -> (u64, u16),
 }
 
 /// Our own.
@@ -126,8 +126,8 @@ pub static SOFT: Arithmetic = Arithmetic {
     basic: |op, a, b, control, _| soft::binary(op, a, b, control),
     unary: soft::unary,
     double: soft::double,
-    compare: soft::compare,
-    store: soft::store,
+    compare: |a, b, quiet, _| soft::compare(a, b, quiet),
+    store: |format, a, control, _| soft::store(format, a, control),
 };
 
 /// The host's.

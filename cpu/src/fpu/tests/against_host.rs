@@ -178,7 +178,10 @@ fn compare() {
             b.sign_exponent = a.sign_exponent;
         }
         let clean = |f: u16| f & !C1;
-        let (soft, host) = ((SOFT.compare)(a, b, quiet), (HOST.compare)(a, b, quiet));
+        let (soft, host) = ((SOFT.compare)(a, b, quiet, 0), (HOST.compare)(a, b, quiet, 0));
+        // Whatever flags operations before have left.
+        let known = (a.significand & 0x3F) as u16;
+        assert_eq!((HOST.compare)(a, b, quiet, known) | known, host | known, "{a:x?} {b:x?} {known:x}");
         (clean(soft), clean(host), format!("compare {a:x?} {b:x?} {quiet}"))
     });
 }
@@ -192,7 +195,11 @@ fn store() {
             let lost = f & !cw & (EARLY | OE | UE) != 0;
             if lost { (0, f & EXCEPTIONS) } else { (v, f & (EXCEPTIONS | C1)) }
         };
-        let (soft, host) = ((SOFT.store)(format, a, cw), (HOST.store)(format, a, cw));
+        let (soft, host) = ((SOFT.store)(format, a, cw, 0), (HOST.store)(format, a, cw, 0));
+        // Whatever flags operations before have left, under the control word that most guests have.
+        let (known, usual) = ((a.significand & 0x3F) as u16, 0x37F);
+        let (plain, again) = ((HOST.store)(format, a, usual, 0), (HOST.store)(format, a, usual, known));
+        assert_eq!((plain.0, plain.1 | known), (again.0, again.1 | known), "{format:?} {a:x?} {known:x}");
         (clean(soft), clean(host), format!("store {format:?} {a:x?} control {cw:x}"))
     });
 }
@@ -320,7 +327,7 @@ fn load_and_store_again() {
         let value = r.random::<u64>() >> (64 - bits) >> r.random_range(0..bits);
         let (wide, flags) = load(format, value);
         let quiet = if flags & IE != 0 { 1 << if bits == 32 { 22 } else { 51 } } else { 0 };
-        let stored = (HOST.store)(format, wide, 0x37F);
+        let stored = (HOST.store)(format, wide, 0x37F, 0);
         let denormal = widen(format, value).1;
         (
             (value | quiet, 0, denormal),
