@@ -4,6 +4,7 @@
 // A program of one instruction reads as the longer ones do.
 #![allow(clippy::redundant_closure_for_method_calls)]
 
+mod access;
 mod address_spaces;
 mod avx;
 mod code_fetch;
@@ -25,6 +26,7 @@ pub type List = &'static [(&'static str, fn())];
 
 /// All cases by subject.
 pub const SUBJECTS: &[(&str, List)] = &[
+    ("access", access::CASES),
     ("address_spaces", address_spaces::CASES),
     ("avx", avx::CASES),
     ("code_fetch", code_fetch::CASES),
