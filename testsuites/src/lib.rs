@@ -7,6 +7,7 @@ pub mod engine;
 #[cfg(all(target_os = "linux", target_arch = "x86_64"))]
 pub mod faults;
 pub mod flat;
+pub mod fuzz;
 pub mod guest;
 pub mod modes_guest;
 pub mod moo;
