@@ -376,6 +376,9 @@ fn select(x: &Instruction, i: &mut Insn) -> Run {
     if let Some(run) = integer(x, i) {
         return run;
     }
+    if let Some(kernel) = bit_manipulation::kernel(x, i) {
+        return K(kernel);
+    }
     if let Some(f) = system_handler(x, i).or_else(|| bit_manipulation::handler(x, i)) {
         return H(f);
     }

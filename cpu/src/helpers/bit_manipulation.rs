@@ -1,45 +1,64 @@
 //! BMI1, BMI2, LZCNT, TZCNT, ADX (SDM Vol. 1, "Bit Manipulation Instructions"). Those with a VEX prefix have operand 0 as
-//! destination; VEX.vvvv is operand 1 or 2, the other may be memory.
+//! destination; VEX.vvvv is operand 1 or 2, the other may be memory. What is plain data flow among them is a kernel
+//! (`kernels/bit_manipulation.rs`).
 
 use crate::Vcpu;
 use crate::fault::Exit;
 use crate::insn::{Handler, Insn, W};
-use crate::state::{RFlags, gpr};
+use crate::kernels::Kernel;
+use crate::state::RFlags;
 use iced_x86::{EncodingKind, Instruction, Mnemonic as M, OpKind};
 
-/// The handler of an instruction of these groups. The first source of VEX forms goes to `r2`, the one that may be memory
-/// to `r1`.
+/// The kernel of an instruction of these groups, for those that are one.
+pub fn kernel(x: &Instruction, i: &mut Insn) -> Option<Kernel> {
+    let kernel = match x.mnemonic() {
+        M::Andn => Kernel::Andn,
+        M::Mulx => Kernel::Mulx,
+        M::Rorx => Kernel::Rorx,
+        M::Sarx => Kernel::Sarx,
+        M::Shlx => Kernel::Shlx,
+        M::Shrx => Kernel::Shrx,
+        _ => return None,
+    };
+    operands(x, i);
+    Some(kernel)
+}
+
+/// The handler of one of the others.
 pub fn handler(x: &Instruction, i: &mut Insn) -> Option<Handler> {
     use M::*;
     let run: Handler = match x.mnemonic() {
-        Andn => andn,
         Bextr => bextr,
         Blsi => blsi,
         Blsmsk => blsmsk,
         Blsr => blsr,
         Bzhi => bzhi,
-        Mulx => mulx,
         Pdep => pdep,
         Pext => pext,
-        Rorx => rorx,
-        Sarx => sarx,
-        Shlx => shlx,
-        Shrx => shrx,
         Lzcnt => lzcnt,
         Tzcnt => tzcnt,
         Adcx => |v, i| add_with(v, i, RFlags::CF),
         Adox => |v, i| add_with(v, i, RFlags::OF),
         _ => return None,
     };
+    operands(x, i);
+    Some(run)
+}
+
+/// The first source of VEX forms (MULX: the second destination) goes to `r2`, the one that may be memory to `r1`, as
+/// operand 1.
+fn operands(x: &Instruction, i: &mut Insn) {
     if x.encoding() == EncodingKind::VEX && x.op_count() == 3 && x.op2_kind() != OpKind::Immediate8 {
         let register =
             |n: u32| if x.op_kind(n) == OpKind::Register { x.op_register(n).number() as u8 } else { 0 };
         // Operand 1 is VEX.vvvv, but for shifts, BEXTR and BZHI it is operand 2.
-        let last = matches!(x.mnemonic(), Bextr | Bzhi | Sarx | Shlx | Shrx);
+        let last = matches!(x.mnemonic(), M::Bextr | M::Bzhi | M::Sarx | M::Shlx | M::Shrx);
         (i.r2, i.r1) = if last { (register(2), register(1)) } else { (register(1), register(2)) };
     }
+    if i.memory() {
+        i.mem_op = 1;
+    }
     i.w = x.op0_register().size() as u8;
-    Some(run)
 }
 
 /// The source that may be memory.
@@ -63,15 +82,6 @@ fn logic_flags(w: W, r: u64, cf: bool) -> RFlags {
     flags.set(RFlags::ZF, r & w.mask() == 0);
     flags.set(RFlags::SF, r & w.sign() != 0);
     flags
-}
-
-/// ANDN: first source inverted, and second.
-fn andn(v: &mut Vcpu, i: &Insn) -> Result<(), Exit> {
-    let w = i.width();
-    let r = !v.get_reg(w, i.r2) & source(v, i)?;
-    v.put_reg(w, i.r0, r);
-    set_flags(v, w, r, false);
-    Ok(())
 }
 
 /// BEXTR: as many bits as bits 15:8 of the control say, from the bit on that 7:0 name. Flags: ZF;
@@ -121,15 +131,6 @@ fn bzhi(v: &mut Vcpu, i: &Insn) -> Result<(), Exit> {
     Ok(())
 }
 
-/// MULX: rDX times the source, high half to operand 0, low half to operand 1; the high half wins. Flags: none.
-fn mulx(v: &mut Vcpu, i: &Insn) -> Result<(), Exit> {
-    let w = i.width();
-    let product = u128::from(v.get_reg(w, gpr::RDX as u8)) * u128::from(source(v, i)?);
-    v.put_reg(w, i.r2, product as u64);
-    v.put_reg(w, i.r0, (product >> w.bits()) as u64);
-    Ok(())
-}
-
 /// The positions of set bits, from the lowest on.
 fn set_bits(mut mask: u64) -> impl Iterator<Item = u32> {
     std::iter::from_fn(move || {
@@ -155,39 +156,6 @@ fn pext(v: &mut Vcpu, i: &Insn) -> Result<(), Exit> {
     let r = set_bits(mask).enumerate().fold(0, |r, (to, from)| r | (a >> from & 1) << to);
     v.put_reg(w, i.r0, r);
     Ok(())
-}
-
-/// RORX. Flags: none.
-fn rorx(v: &mut Vcpu, i: &Insn) -> Result<(), Exit> {
-    let (w, a) = (i.width(), source(v, i)?);
-    let n = i.imm as u32;
-    let r = if w == W::Q { a.rotate_right(n & 63) } else { u64::from((a as u32).rotate_right(n & 31)) };
-    v.put_reg(w, i.r0, r);
-    Ok(())
-}
-
-/// SARX, SHLX, SHRX: the count modulo the width. Flags: none.
-fn shift(v: &mut Vcpu, i: &Insn, f: fn(W, u64, u32) -> u64) -> Result<(), Exit> {
-    let w = i.width();
-    let n = v.get_reg(w, i.r2) as u32 & (w.bits() - 1);
-    let a = source(v, i)?;
-    v.put_reg(w, i.r0, f(w, a, n));
-    Ok(())
-}
-
-/// SARX.
-fn sarx(v: &mut Vcpu, i: &Insn) -> Result<(), Exit> {
-    shift(v, i, |w, a, n| (w.sext(a) as i64 >> n) as u64)
-}
-
-/// SHLX.
-fn shlx(v: &mut Vcpu, i: &Insn) -> Result<(), Exit> {
-    shift(v, i, |_, a, n| a << n)
-}
-
-/// SHRX.
-fn shrx(v: &mut Vcpu, i: &Insn) -> Result<(), Exit> {
-    shift(v, i, |_, a, n| a >> n)
 }
 
 /// Counts zeros. CF = the source is 0, ZF = the count is. Undefined: OF stays, the others are 0,

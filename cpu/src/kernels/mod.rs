@@ -3,6 +3,7 @@
 
 pub mod binary_arithmetic;
 pub mod bit_byte;
+pub mod bit_manipulation;
 pub mod control_transfer;
 pub mod data_transfer;
 pub mod logical;
@@ -98,4 +99,10 @@ kernels! {
     Sar = shift_rotate::sar,
     Rol = shift_rotate::rol,
     Ror = shift_rotate::ror,
+    Andn = bit_manipulation::andn,
+    Mulx = bit_manipulation::mulx,
+    Rorx = bit_manipulation::rorx,
+    Sarx = bit_manipulation::sarx,
+    Shlx = bit_manipulation::shlx,
+    Shrx = bit_manipulation::shrx,
 }

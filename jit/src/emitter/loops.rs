@@ -47,6 +47,14 @@ pub fn named(i: &Insn, shape: Option<&Shape>) -> (u32, u32) {
             (all, written) = (all | pair, pair);
         }
         Convert => return (all | 1, 1),
+        Mulx => {
+            written = register(i.r0) | register(i.r2);
+            all |= written | 1 << gpr::RDX;
+        }
+        Andn | Sarx | Shlx | Shrx => {
+            written = register(i.r0);
+            all |= written | register(i.r2);
+        }
         Cmp | Test | Bt if to_register => all |= register(i.r0),
         Cmp | Test | Bt | JmpIndirect => {}
         _ if to_register => {

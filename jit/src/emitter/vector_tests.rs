@@ -93,7 +93,16 @@ pub(super) fn instruction(rng: &mut SmallRng, long: bool) -> Vec<u8> {
         if odd || vex && !Features::all().allows(&x) {
             continue;
         }
-        let other = control && !vex || matches!(x.mnemonic(), Mnemonic::Movnti | Mnemonic::Crc32);
+        let bits = matches!(
+            x.mnemonic(),
+            Mnemonic::Andn
+                | Mnemonic::Mulx
+                | Mnemonic::Rorx
+                | Mnemonic::Sarx
+                | Mnemonic::Shlx
+                | Mnemonic::Shrx
+        );
+        let other = bits || control && !vex || matches!(x.mnemonic(), Mnemonic::Movnti | Mnemonic::Crc32);
         if x.is_invalid() || !vector && !other {
             continue;
         }
@@ -121,7 +130,9 @@ fn vex_head(rng: &mut SmallRng, long: bool, b: &mut Vec<u8>) {
             rng.random_range(0x50..0x80),
             rng.random_range(0xC2..0xFF),
         ][rng.random_range(0..4)],
+        2 if rng.random_ratio(1, 6) => rng.random_range(0xF2..0xF8),
         2 => rng.random(),
+        _ if rng.random_ratio(1, 8) => 0xF0,
         _ => rng.random_range(0..0x64),
     });
 }

@@ -136,7 +136,8 @@ fn forms(rng: &mut SmallRng) -> Vec<(Instruction, Vec<u8>)> {
                 let v = vcpu();
                 let mut i = decode::lower(&y, BlockKey::of(&v.state), &features);
                 let known = handler(&y, &mut i).or_else(|| bit_manipulation::handler(&y, &mut i));
-                if known.is_some() && y.code() == x.code() {
+                if (known.is_some() || bit_manipulation::kernel(&y, &mut i).is_some()) && y.code() == x.code()
+                {
                     out.push((y, bytes));
                 }
             }
