@@ -68,6 +68,8 @@ fn unknown_words_are_usage_errors() {
         ("--boot", "n", "floppy"),
         ("--trace", "cpu,gpu", "msr"),
         ("--debug-exit", "0x10000", "port"),
+        ("--port-log", "0x80", "PORT=FILE"),
+        ("--port-log", "post=x", "port"),
         ("--timeout", "-1", "seconds"),
         ("--timeout", "soon", "seconds"),
         ("--cpus", "two", "invalid"),
