@@ -19,7 +19,7 @@ use crate::shared::attention as att;
 use crate::state::{Activity, RFlags, Shadow, gpr, seg};
 use crate::tlb::{Class, hits};
 use crate::translate::{NoTranslator, Translator};
-use iced_x86::{Decoder, DecoderError, DecoderOptions, Instruction};
+use iced_x86::{Code, Decoder, DecoderError, DecoderOptions, Instruction};
 use std::sync::atomic::Ordering::SeqCst;
 
 /// Most instructions and bytes of a block.
@@ -171,8 +171,20 @@ impl Vcpu {
                 }
             }
         }
+        if done == allowed && done < insns.len() {
+            self.block_cut(&insns[..done]);
+        }
         self.account(done as u64);
         next
+    }
+
+    /// The budget ended in the middle of a block: what ran of it.
+    #[cold]
+    fn block_cut(&mut self, ran: &[Insn]) {
+        let sti = ran.last().is_some_and(|i| i.code == Code::Sti);
+        if sti && self.open_shadow == self.state.gpr[gpr::RIP] {
+            self.state.shadow = Shadow::Sti;
+        }
     }
 
     /// Books what a block has retired.
@@ -481,6 +493,9 @@ impl Vcpu {
                 return self.decode_uncached(rip, address);
             }
             return Ok(self.insert_uncached(insns, &again[..first]));
+        }
+        for i in insns.iter_mut().rev().skip(1).filter(|i| i.code == Code::Sti) {
+            i.imm = 1;
         }
         self.counters.blocks_decoded += 1;
         self.counters.insns_decoded += insns.len() as u64;

@@ -91,6 +91,8 @@ pub struct Vcpu {
     pub(crate) block_rip: u64,
     /// REP iterations of this block that string helpers ran beyond one each.
     pub(crate) extra: u64,
+    /// RIP behind the last STI, if its block went on: should it end there after all, an interrupt shadow begins.
+    pub(crate) open_shadow: u64,
     /// The key of the current mode.
     pub(crate) key: BlockKey,
     /// Instructions must run one at a time: TF, RF, an interrupt shadow, code breakpoints.
@@ -135,6 +137,7 @@ impl Vcpu {
             block: blocks::NONE,
             block_rip: 0,
             extra: 0,
+            open_shadow: !0,
             key: BlockKey::default(),
             careful: false,
             watchful: false,

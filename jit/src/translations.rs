@@ -637,7 +637,9 @@ impl Translations {
     /// block may still be translated.
     fn not_wanted(&self, v: &Vcpu, index: u32) -> Option<Insn> {
         let first = *v.block(index)?.insns.first()?;
-        self.options.only.filter(|only| !only.contains(&first.code.mnemonic())).map(|_| first)
+        let unwanted = self.options.only.is_some_and(|only| !only.contains(&first.code.mnemonic()));
+        // Nothing follows it: see the handler of STI.
+        unwanted.then(|| if first.code == iced_x86::Code::Sti { Insn { imm: 0, ..first } } else { first })
     }
 
     /// Lets indirect branches of translated code find a translation at the current RIP.

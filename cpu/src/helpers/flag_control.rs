@@ -3,7 +3,7 @@
 use crate::Vcpu;
 use crate::fault::Exit;
 use crate::insn::{Insn, W};
-use crate::state::{RFlags, Shadow, cr4};
+use crate::state::{RFlags, Shadow, cr4, gpr};
 
 /// STC.
 pub fn stc(v: &mut Vcpu, _: &Insn) -> Result<(), Exit> {
@@ -60,14 +60,21 @@ pub fn cli(v: &mut Vcpu, _: &Insn) -> Result<(), Exit> {
     Ok(())
 }
 
-/// STI: interrupts are let in after the next instruction.
-pub fn sti(v: &mut Vcpu, _: &Insn) -> Result<(), Exit> {
+/// STI: interrupts are let in after the next instruction. Where none waits and the next instruction follows in the block
+/// (`imm`), nothing looks for one before it, and the block goes on.
+pub fn sti(v: &mut Vcpu, i: &Insn) -> Result<(), Exit> {
     if real_interrupt_flag(v)? {
+        v.open_shadow = !0;
         if v.state.rflags.contains(RFlags::IF) {
             return Ok(());
         }
-        v.state.shadow = Shadow::Sti;
         v.state.rflags.insert(RFlags::IF);
+        v.translated.attention_mask = !0;
+        if i.imm != 0 && !v.watchful && v.shared.pending() == 0 {
+            v.open_shadow = v.state.gpr[gpr::RIP];
+            return Ok(());
+        }
+        v.state.shadow = Shadow::Sti;
         return Err(Exit::Leave);
     }
     if v.state.rflags.contains(RFlags::VIP) {

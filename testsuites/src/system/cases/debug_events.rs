@@ -2,6 +2,7 @@
 
 use crate::system::*;
 use iced_x86::code_asm::*;
+use trimaran_cpu::engine::Stop;
 use trimaran_cpu::shared::attention;
 use trimaran_cpu::state::RFlags;
 
@@ -263,6 +264,22 @@ fn interrupt_shadow() {
     b.flat.bus.raise(0x41);
     let r = b.resume().raised();
     assert_eq!((r.vector, r.ip), (0x41, end));
+    // Also one that comes where a run of the engine ends behind STI.
+    for before in 0..4 {
+        let mut b = Bench::protected();
+        let end = b.code(|a| {
+            for _ in 0..3 {
+                a.nop()?;
+            }
+            a.sti()?;
+            a.hlt()
+        });
+        b.changed();
+        assert_eq!(b.flat.run(before + 1), Stop::Budget);
+        b.flat.bus.raise(0x41);
+        let r = b.resume().raised();
+        assert_eq!((r.vector, r.ip), (0x41, end), "after {before} instructions");
+    }
 }
 
 /// "Handling Multiple NMIs": one is latched while another is handled, however many come; two that come together before
