@@ -277,6 +277,13 @@ fn engines_and_traces_in_the_monitor() {
     ] {
         writeln!(input, "{line}").unwrap();
         std::thread::sleep(Duration::from_millis(150));
+        // On a busy machine the guest takes its time to fill a trace.
+        let trace = [&on, &filtered].into_iter().zip([&all, &few]).find(|(on, _)| on.as_str() == line);
+        let full = |trace: &Path| trace.metadata().is_ok_and(|m| m.len() > 1 << 16);
+        let patience = Instant::now() + Duration::from_secs(60);
+        while trace.is_some_and(|(_, trace)| !full(trace)) && Instant::now() < patience {
+            std::thread::sleep(Duration::from_millis(20));
+        }
     }
     let output = child.wait_with_output().unwrap();
     let text = String::from_utf8_lossy(&output.stdout);
