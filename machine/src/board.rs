@@ -33,6 +33,7 @@ pub struct BoardConfig {
     pub deterministic: bool,
     /// Of the processors' model.
     pub tsc_khz: u32,
+    pub has_apic: bool,
     pub diagnostics: Diagnostics,
     pub port_logs: Vec<(u16, Format)>,
     /// The ROM's image; empty without firmware.
@@ -98,7 +99,13 @@ impl Board {
             wires: Mutex::default(),
             firmware: config.firmware,
         });
-        board.chips.lapics.iter().for_each(|slot| slot.lock().set_tsc_frequency(config.tsc_khz));
+        for slot in &board.chips.lapics {
+            let mut lapic = slot.lock();
+            lapic.set_tsc_frequency(config.tsc_khz);
+            if !config.has_apic {
+                lapic.set_absent();
+            }
+        }
         board.load_rom();
         board.remap();
         board

@@ -18,6 +18,7 @@ use std::thread::{Builder, JoinHandle};
 use std::time::{Duration, Instant};
 use trimaran_cpu::Counters;
 use trimaran_cpu::engine::EngineFactory;
+use trimaran_cpu::features::edx1;
 use trimaran_devices::block::Medium;
 use trimaran_devices::floppy::Floppy;
 use trimaran_devices::fw_cfg::FwCfg;
@@ -124,6 +125,7 @@ impl Machine {
             cpus: config.cpus,
             deterministic: config.deterministic,
             tsc_khz: config.model.tsc_khz,
+            has_apic: config.model.features.leaf1_edx & edx1::APIC != 0,
             diagnostics: Diagnostics { debug_exit: config.debug_exit, test_device: config.test_device },
             port_logs: config.port_logs,
             firmware,

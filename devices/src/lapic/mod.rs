@@ -152,13 +152,15 @@ impl State {
 pub struct Lapic {
     id: u32,
     tsc_khz: u32,
+    /// The processor's model has none.
+    absent: bool,
     state: State,
 }
 
 impl Lapic {
     /// `id` is the initial APIC ID; `bootstrap` sets the BSP flag. The TSC counts nanoseconds.
     pub fn new(id: u32, bootstrap: bool) -> Self {
-        Lapic { id, tsc_khz: 1_000_000, state: State::new(id, bootstrap) }
+        Lapic { id, tsc_khz: 1_000_000, absent: false, state: State::new(id, bootstrap) }
     }
 
     /// The processor's TSC has `khz` ticks a millisecond (not 0). Call before the timer is used.
@@ -166,14 +168,19 @@ impl Lapic {
         self.tsc_khz = khz.max(1);
     }
 
-    /// IA32_APIC_BASE.EN.
+    /// The processor's model has no local APIC: its pins are INTR and NMI for ever.
+    pub fn set_absent(&mut self) {
+        self.absent = true;
+    }
+
+    /// IA32_APIC_BASE.EN, on a processor that has it.
     pub fn enabled(&self) -> bool {
-        self.state.base & EN != 0
+        !self.absent && self.state.base & EN != 0
     }
 
     /// x2APIC mode.
     pub fn x2apic(&self) -> bool {
-        self.state.base & (EN | EXTD) == EN | EXTD
+        self.enabled() && self.state.base & EXTD != 0
     }
 
     /// Address of the xAPIC window, where one is decoded.

@@ -147,6 +147,17 @@ fn x2apic_transitions_and_faults() {
     assert_eq!(bench.read(XAPIC, 0x20, 4), 1 << 24);
 }
 
+#[test]
+fn a_processor_without_apic_has_an_interrupt_pin() {
+    let mut bench = Bench::new(Lapic::new(0, true));
+    bench.input(LINT0, true);
+    assert!(!bench.chip.extint_pending(), "LINT0 is masked after power-on");
+    bench.chip.set_absent();
+    assert!(bench.chip.extint_pending() && bench.chip.xapic_base().is_none());
+    bench.input(LINT0, false);
+    assert!(!bench.chip.extint_pending());
+}
+
 /// SDM Vol. 3, "x2APIC Register Address Space": which MSRs can be read and written; bits 63:32 are reserved but in the ICR.
 #[test]
 fn x2apic_registers() {
