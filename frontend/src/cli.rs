@@ -33,7 +33,7 @@ Exit status:
 
 /// A PC emulator: boots unmodified operating systems on an emulated x86 PC.
 #[derive(Parser, Clone, Debug)]
-#[command(name = "trimaran", version, override_usage = "trimaran [run] [OPTIONS]\n       trimaran engines\n       trimaran lockstep [OPTIONS]", after_help = EXAMPLES)]
+#[command(name = "trimaran", version, override_usage = "trimaran [run] [OPTIONS]\n       trimaran engines\n       trimaran lockstep [OPTIONS]\n       trimaran conform [OPTIONS]", after_help = EXAMPLES)]
 #[command(max_term_width = 100)]
 pub struct Options {
     /// What runs the guest's instructions

@@ -9,6 +9,7 @@ use std::io::{IsTerminal, Write, stdin, stdout};
 use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use trimaran_cpu::model::ext1;
 use trimaran_devices::block::Medium;
 use trimaran_machine::boot::{DirectBoot, Module};
 use trimaran_machine::firmware::{self, BootDevice};
@@ -264,6 +265,10 @@ fn choose_guest(options: &Options, config: &mut MachineConfig, engine: &str) -> 
     }
     let media = || options.cdroms.iter().chain(&options.disks).chain(&options.floppies);
     if options.smoke || options.firmware.is_none() && media().next().is_none() {
+        if options.cpu.features.ext1_edx & ext1::LM == 0 {
+            let why = "the built-in guest needs 64-bit mode, which this --cpu has not: give a kernel, a disk, a CD or a floppy";
+            return Err(anyhow::anyhow!(why).into());
+        }
         let guest = builtin::Options { engine: engine.into(), smoke: options.smoke };
         config.direct = Some(DirectBoot::builtin(builtin::image(&guest)?));
         return Ok("built-in guest".into());

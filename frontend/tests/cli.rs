@@ -86,6 +86,7 @@ fn unknown_words_are_usage_errors() {
         expect(&["run", &format!("{option}={word}")], USAGE, &[option, hint]);
     }
     expect(&["run", "--no-such-option"], USAGE, &["--no-such-option"]);
+    expect(&["run", "--display", "none", "--cpu", "486"], ERROR, &["64-bit mode", "kernel"]);
     expect(&["run", "--initrd", "x"], USAGE, &["--kernel"]);
     expect(&["run", "--serial", "stdio", "--monitor", "stdio", "--display", "none"], USAGE, &["stdio"]);
 }

@@ -16,7 +16,7 @@ use trimaran_testsuites::engine;
 
 /// Run the built-in conformance suites and say what passed
 #[derive(Clone, Debug, Parser)]
-#[command(name = "trimaran conform", version)]
+#[command(name = "trimaran conform", version, override_usage = "trimaran conform [OPTIONS]")]
 struct Options {
     /// Only this engine: interp, jit-emit, jit-cranelift, jit-all, or jit; may be given several times
     #[arg(long, value_name = "ENGINE", value_parser = parse_engine)]
