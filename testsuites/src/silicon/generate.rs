@@ -54,7 +54,7 @@ fn testable(x: &Instruction) -> bool {
     let wild = x.memory_index().is_vector_register();
     !excluded
         && !wild
-        && super::on_this_host(x)
+        && trimaran_cpu::features::host_has(x)
         && !special
         && !far
         && !x.is_privileged()

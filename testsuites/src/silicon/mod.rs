@@ -20,25 +20,6 @@ use iced_x86::Instruction;
 use native::Native;
 use std::collections::BTreeMap;
 
-/// Whether the host has what an instruction needs beyond x86-64-v2.
-fn on_this_host(x: &iced_x86::Instruction) -> bool {
-    use iced_x86::CpuidFeature as C;
-    x.cpuid_features().iter().all(|f| match f {
-        C::AVX => std::is_x86_feature_detected!("avx"),
-        C::AVX2 => std::is_x86_feature_detected!("avx2"),
-        C::FMA => std::is_x86_feature_detected!("fma"),
-        C::F16C => std::is_x86_feature_detected!("f16c"),
-        C::BMI1 => std::is_x86_feature_detected!("bmi1"),
-        C::BMI2 => std::is_x86_feature_detected!("bmi2"),
-        C::LZCNT => std::is_x86_feature_detected!("lzcnt"),
-        C::ADX => std::is_x86_feature_detected!("adx"),
-        C::SHA => std::is_x86_feature_detected!("sha"),
-        C::VAES => std::is_x86_feature_detected!("vaes"),
-        C::VPCLMULQDQ => std::is_x86_feature_detected!("vpclmulqdq"),
-        _ => true,
-    })
-}
-
 /// Both sides.
 pub struct Rig {
     native: Native,

@@ -125,7 +125,7 @@ fn forms(rng: &mut SmallRng) -> Vec<(Instruction, Vec<u8>)> {
     for code in Code::values() {
         let mut probe = Instruction::default();
         probe.set_code(code);
-        if !features.allows(&probe) || state_saving(probe.mnemonic()) || !host_has(&probe) {
+        if !features.allows(&probe) || state_saving(probe.mnemonic()) || !crate::features::host_has(&probe) {
             continue;
         }
         let mut found = |x: &Instruction| {
@@ -199,25 +199,6 @@ fn forms(rng: &mut SmallRng) -> Vec<(Instruction, Vec<u8>)> {
         }
     }
     out
-}
-
-/// Whether this host has what an instruction needs.
-fn host_has(x: &Instruction) -> bool {
-    use iced_x86::CpuidFeature as C;
-    x.cpuid_features().iter().all(|f| match f {
-        C::AVX => std::is_x86_feature_detected!("avx"),
-        C::AVX2 => std::is_x86_feature_detected!("avx2"),
-        C::FMA => std::is_x86_feature_detected!("fma"),
-        C::F16C => std::is_x86_feature_detected!("f16c"),
-        C::BMI1 => std::is_x86_feature_detected!("bmi1"),
-        C::BMI2 => std::is_x86_feature_detected!("bmi2"),
-        C::LZCNT => std::is_x86_feature_detected!("lzcnt"),
-        C::ADX => std::is_x86_feature_detected!("adx"),
-        C::SHA => std::is_x86_feature_detected!("sha"),
-        C::VAES => std::is_x86_feature_detected!("vaes"),
-        C::VPCLMULQDQ => std::is_x86_feature_detected!("vpclmulqdq"),
-        _ => true,
-    })
 }
 
 /// A VEX instruction with random operands of the kinds that it takes. None: nothing to compare.
