@@ -13,7 +13,8 @@
 //! **Leaving.** Code stores what is left of the budget (with what was charged but did not run given back) to
 //! `BUDGET`, moves RIP, writes registers and flags back, and either jumps on through a [`Slot`] with the budget in
 //! its register and the slot's address in the third argument, or returns a word: [`LOOKUP`], [`STOP`], [`INTERPRET`],
-//! [`DONE`], [`HOT`], or the address of a slot that led nowhere (the stub of unlinked slots does that).
+//! [`DONE`], [`HOT`], or the address of a slot that led nowhere (the stub of unlinked slots
+//! does that; on x86-64 hosts it looks for the code first: `places.rs`).
 //!
 //! **Budget.** Before a basic block runs its count of instructions is taken off the budget; if that makes it negative, it
 //! is given back, and the code leaves with [`STOP`], RIP at that block.
@@ -118,7 +119,7 @@ pub fn user_salt(space: u16) -> u64 {
 pub struct Runtime {
     /// `extern "C" fn(vcpu, budget, code) -> word`: the way in.
     pub trampoline: usize,
-    /// What unlinked slots lead to.
+    /// What unlinked slots lead to, and indirect branches that the jump table has no entry for.
     pub unlinked: usize,
     /// [`crate::runtime::run_helper`].
     pub run_helper: usize,
