@@ -97,19 +97,22 @@ impl Ram {
         while !rest.is_empty() {
             // SAFETY: in bounds by the check above.
             let p = unsafe { self.base.add(at as usize) };
-            let step = word_at(at, rest.len());
+            let step = step_at(at, rest.len());
+            let (now, later) = rest.split_at_mut(step);
             // SAFETY: in bounds and aligned.
-            let v = unsafe {
-                match step {
-                    8 => load8(p),
-                    4 => load4(p),
-                    2 => load2(p),
-                    _ => load1(p),
+            unsafe {
+                match now {
+                    [a] => *a = load1(p) as u8,
+                    [_, _] => now.copy_from_slice(&(load2(p) as u16).to_le_bytes()),
+                    [_, _, _, _] => now.copy_from_slice(&(load4(p) as u32).to_le_bytes()),
+                    _ => {
+                        for (n, word) in now.as_chunks_mut().0.iter_mut().enumerate() {
+                            *word = load8(p.add(n * 8)).to_le_bytes();
+                        }
+                    }
                 }
-            };
-            rest[..step].copy_from_slice(&v.to_le_bytes()[..step]);
-            rest = &mut rest[step..];
-            at += step as u64;
+            }
+            (rest, at) = (later, at + step as u64);
         }
         true
     }
@@ -124,24 +127,36 @@ impl Ram {
         while !rest.is_empty() {
             // SAFETY: in bounds by the check above.
             let p = unsafe { self.base.add(at as usize) };
-            let step = word_at(at, rest.len());
-            let mut word = [0; 8];
-            word[..step].copy_from_slice(&rest[..step]);
-            let v = u64::from_le_bytes(word);
+            let step = step_at(at, rest.len());
+            let (now, later) = rest.split_at(step);
             // SAFETY: in bounds and aligned.
             unsafe {
-                match step {
-                    8 => store8(p, v),
-                    4 => store4(p, v),
-                    2 => store2(p, v),
-                    _ => store1(p, v),
+                match *now {
+                    [a] => store1(p, u64::from(a)),
+                    [a, b] => store2(p, u64::from(u16::from_le_bytes([a, b]))),
+                    [a, b, c, d] => store4(p, u64::from(u32::from_le_bytes([a, b, c, d]))),
+                    _ => {
+                        for (n, word) in now.as_chunks().0.iter().enumerate() {
+                            store8(p.add(n * 8), u64::from_le_bytes(*word));
+                        }
+                    }
                 }
             }
-            rest = &rest[step..];
-            at += step as u64;
+            (rest, at) = (later, at + step as u64);
         }
         self.wrote(offset, bytes.len() as u64);
         true
+    }
+
+    /// Aligned words of 8 bytes that another RAM of the same size has otherwise: offset, ours, theirs.
+    pub fn differences<'a>(&'a self, other: &'a Ram) -> impl Iterator<Item = (u64, u64, u64)> {
+        let words = (0..self.len.min(other.len)).step_by(8);
+        words.filter_map(|offset| {
+            // SAFETY: aligned, and inside of both.
+            let (a, b) =
+                unsafe { (load8(self.base.add(offset as usize)), load8(other.base.add(offset as usize))) };
+            (a != b).then_some((offset, a, b))
+        })
     }
 
     /// The generation of the page at `offset`.
@@ -196,9 +211,13 @@ impl Ram {
     }
 }
 
-/// Size of the largest aligned word at an address, with so many bytes to go.
-fn word_at(address: u64, len: usize) -> usize {
-    [8, 4, 2].into_iter().find(|&n| address.is_multiple_of(n as u64) && len >= n).unwrap_or(1)
+/// Bytes of one step of a copy at an address, with so many bytes to go: the largest aligned word, or all whole words of 8.
+fn step_at(address: u64, len: usize) -> usize {
+    match [8, 4, 2].into_iter().find(|&n| address.is_multiple_of(n as u64) && len >= n) {
+        Some(8) => len & !7,
+        Some(n) => n,
+        None => 1,
+    }
 }
 
 /// Bits of the 64-byte granules that `len` bytes at `start` (within a page) touch.
@@ -441,5 +460,49 @@ pub unsafe fn compare_exchange_16(p: *mut u8, old: u128, new: u128) -> Result<()
             store8(p.add(8), (new >> 64) as u64);
             Ok(())
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Every alignment and length of a copy: the bytes are right, and none beside them changes.
+    #[test]
+    fn copies_at_any_alignment() {
+        let pattern: Vec<u8> = (1..=64).collect();
+        for start in 0..16 {
+            for len in 0..40usize {
+                let ram = Ram::anonymous(PAGE);
+                assert!(ram.write(start, &pattern[..len]));
+                let mut all = [0; 64];
+                assert!(ram.read(0, &mut all));
+                let mut want = [0; 64];
+                want[start as usize..start as usize + len].copy_from_slice(&pattern[..len]);
+                assert_eq!(all, want, "{len} bytes at {start}");
+                let mut part = vec![0xFF; len];
+                assert!(ram.read(start, &mut part));
+                assert_eq!(part, pattern[..len], "{len} bytes from {start}");
+            }
+        }
+    }
+
+    /// Nothing is copied past the end.
+    #[test]
+    fn copies_past_the_end_fail() {
+        let ram = Ram::anonymous(PAGE);
+        let mut buf = [7; 9];
+        assert!(!ram.read(PAGE - 8, &mut buf) && !ram.read(u64::MAX, &mut buf));
+        assert_eq!(buf, [7; 9]);
+        assert!(!ram.write(PAGE - 8, &buf));
+        assert!(ram.differences(&Ram::anonymous(PAGE)).next().is_none());
+    }
+
+    #[test]
+    fn differences_are_words() {
+        let (a, b) = (Ram::anonymous(PAGE), Ram::anonymous(PAGE));
+        assert!(a.write(0x10, &[1]) && b.write(PAGE - 1, &[2]));
+        let found: Vec<_> = a.differences(&b).collect();
+        assert_eq!(found, [(0x10, 1, 0), (PAGE - 8, 0, 2 << 56)]);
     }
 }

@@ -5,6 +5,7 @@
 use crate::abi::Runtime;
 use crate::buffer::CodeBuffer;
 use crate::runtime;
+use std::sync::OnceLock;
 
 /// Puts the stubs into the buffer's memory; returns all addresses that code wants.
 pub fn install(buffer: &mut CodeBuffer) -> Option<Runtime> {
@@ -25,8 +26,7 @@ pub fn install(buffer: &mut CodeBuffer) -> Option<Runtime> {
         (put(&crate::emitter::miss::miss_thunk())?, put(&crate::emitter::miss::settle_thunk())?);
     #[cfg(not(target_arch = "x86_64"))]
     let (miss, settle_keeping) = (0, 0);
-    let refill_preserving = crate::cranelift::stubs::refill_preserving().and_then(|c| put(&c));
-    let settle_preserving = crate::cranelift::stubs::settle_preserving().and_then(|c| put(&c));
+    let [refill_preserving, settle_preserving] = preserving().each_ref().map(|c| put(c.as_ref()?));
     Some(Runtime {
         trampoline,
         unlinked,
@@ -40,6 +40,13 @@ pub fn install(buffer: &mut CodeBuffer) -> Option<Runtime> {
         miss,
         settle_keeping,
     })
+}
+
+/// Cranelift's, made once: they lie anywhere.
+fn preserving() -> &'static [Option<Vec<u8>>; 2] {
+    use crate::cranelift::stubs::{refill_preserving, settle_preserving};
+    static CODE: OnceLock<[Option<Vec<u8>>; 2]> = OnceLock::new();
+    CODE.get_or_init(|| [refill_preserving(), settle_preserving()])
 }
 
 #[cfg(target_arch = "x86_64")]

@@ -165,13 +165,12 @@ const OTHER_ENGINES: &[(&str, &str)] = &[
 fn run_step(root: &Path, engine: &str, step: &str, env: &[(String, String)]) -> Result<()> {
     let mut env = env.to_vec();
     env.push(("TRIMARAN_ENGINE".into(), engine.into()));
-    if step.contains("differential") || step.contains("fuzz") {
-        // A case there is a program of thousands of instructions, on two tiers.
-        for (name, value) in &mut env {
-            if name == "TRIMARAN_CASES" {
-                *value = (value.parse::<u64>().unwrap_or_default() / 2000).to_string();
-            }
-        }
+    // A case there is a program of thousands of instructions, on all tiers.
+    let dearer = [("differential", 100), ("fuzz", 2000)].into_iter().find(|(test, _)| step.contains(test));
+    if let Some((_, times)) = dearer
+        && let Some((_, value)) = env.iter_mut().find(|(name, _)| name == "TRIMARAN_CASES")
+    {
+        *value = (value.parse::<u64>().unwrap_or_default() / times).to_string();
     }
     println!("engine {engine}:");
     let arguments: Vec<&str> = ["test"].into_iter().chain(step.split(' ')).collect();

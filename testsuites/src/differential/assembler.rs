@@ -27,6 +27,7 @@ struct Fixup {
 pub struct Assembler {
     pub bits: u32,
     pub base: u64,
+    encoder: Encoder,
     pub bytes: Vec<u8>,
     /// The length of the instruction that starts at each byte; 0: none does.
     pub lengths: Vec<u8>,
@@ -37,7 +38,7 @@ pub struct Assembler {
 impl Assembler {
     pub fn new(bits: u32, base: u64) -> Self {
         let (bytes, lengths, labels, fixups) = Default::default();
-        Assembler { bits, base, bytes, lengths, labels, fixups }
+        Assembler { bits, base, encoder: Encoder::new(bits), bytes, lengths, labels, fixups }
     }
 
     pub fn here(&self) -> u64 {
@@ -64,13 +65,24 @@ impl Assembler {
         self.labels[label.0].expect("a label that was bound")
     }
 
+    /// The encoding of an instruction that stands here.
+    fn encode<T>(&mut self, x: &Instruction, then: impl FnOnce(&mut Self, &[u8]) -> T) -> Option<T> {
+        let here = self.here();
+        let ok = self.encoder.encode(x, here).is_ok();
+        let mut bytes = self.encoder.take_buffer();
+        let done = ok.then(|| then(self, &bytes));
+        bytes.clear();
+        self.encoder.set_buffer(bytes);
+        done
+    }
+
+    /// Whether an instruction has an encoding.
+    pub fn encodes(&mut self, x: &Instruction) -> bool {
+        self.encode(x, |_, _| ()).is_some()
+    }
+
     fn append(&mut self, x: &Instruction) -> Option<ConstantOffsets> {
-        let mut encoder = Encoder::new(self.bits);
-        let len = encoder.encode(x, self.here()).ok()?;
-        self.bytes.extend(encoder.take_buffer());
-        self.lengths.push(len as u8);
-        self.lengths.resize(self.bytes.len(), 0);
-        Some(encoder.get_constant_offsets())
+        self.encode(x, Self::raw).map(|()| self.encoder.get_constant_offsets())
     }
 
     /// Puts an instruction that may have no encoding; says whether it had one.

@@ -2,6 +2,7 @@
 
 use super::kernel::{World, at};
 use crate::flat::Machine;
+use std::sync::{Mutex, MutexGuard};
 use trimaran_cpu::state::{CpuState, gpr};
 
 const NAMES: [&str; gpr::COUNT] = [
@@ -46,36 +47,32 @@ pub fn states(want: &CpuState, got: &CpuState) -> Vec<String> {
 ///
 /// Accessed bits of page tables are left out: an engine that looks ahead in the code may set them early, as processors do.
 pub fn memories(world: &World, want: &Machine, got: &Machine) -> Vec<String> {
-    let mut out = Vec::new();
-    let read = |m: &Machine| {
-        let mut bytes = vec![0; m.ram.len() as usize];
-        assert!(m.ram.read(0, &mut bytes));
-        for address in (at::ROOT..at::CONTROL).step_by(world.entry_size() as usize) {
-            bytes[address as usize] &= !0x20;
-        }
-        bytes
+    let accessed = if world.entry_size() == 8 { 0x20 } else { 0x20_0000_0020 };
+    let counts = |&(at, a, b): &(u64, u64, u64)| {
+        (a ^ b) & !if (at::ROOT..at::CONTROL).contains(&at) { accessed } else { 0 } != 0
     };
-    let (a, b) = (read(want), read(got));
-    if a != b {
-        let places = a.iter().zip(&b).enumerate().filter(|(_, (a, b))| a != b);
-        for (address, (a, b)) in places.take(8) {
-            out.push(format!("RAM {address:#x}: interpreter {a:#x}, translator {b:#x}"));
-        }
-    }
-    let log = |m: &Machine| m.bus.written.lock().map(|l| l.clone()).unwrap_or_default();
-    let (a, b) = (log(want), log(got));
-    if a != b {
-        let n = a.iter().zip(&b).take_while(|(a, b)| a == b).count();
+    let places = want.ram.differences(&got.ram).filter(counts).take(8);
+    let mut out: Vec<String> = places
+        .map(|(at, a, b)| format!("RAM {at:#x}: interpreter {a:#018x}, translator {b:#018x}"))
+        .collect();
+    let (a, b) = (log(&want.bus.written), log(&got.bus.written));
+    if *a != *b {
+        let n = a.iter().zip(&*b).take_while(|(a, b)| a == b).count();
         out.push(format!("bus write {n}: interpreter {:x?}, translator {:x?}", a.get(n), b.get(n)));
     }
     out
 }
 
+fn log<T>(log: &Mutex<T>) -> MutexGuard<'_, T> {
+    log.lock().expect("a log")
+}
+
 /// What differs in the counts of instructions at accesses to devices.
 pub fn access_times(want: &Machine, got: &Machine) -> Option<String> {
-    let times = |m: &Machine| m.bus.times.lock().map(|l| l.clone()).unwrap_or_default();
-    let (a, b) = (times(want), times(got));
-    let n = a.iter().zip(&b).take_while(|(a, b)| a == b).count();
-    let text = || format!("count at bus access {n}: interpreter {:?}, translator {:?}", a.get(n), b.get(n));
-    (a != b).then(text)
+    let (a, b) = (log(&want.bus.times), log(&got.bus.times));
+    let text = || {
+        let n = a.iter().zip(&*b).take_while(|(a, b)| a == b).count();
+        format!("count at bus access {n}: interpreter {:?}, translator {:?}", a.get(n), b.get(n))
+    };
+    (*a != *b).then(text)
 }

@@ -2,8 +2,8 @@
 //! program is made.
 
 use iced_x86::{
-    Code, Decoder, DecoderOptions, FlowControl, Instruction, InstructionInfoFactory, Mnemonic, OpAccess,
-    OpKind, Register,
+    Code, Decoder, DecoderOptions, FlowControl, Instruction, InstructionInfo, Mnemonic, OpAccess, OpKind,
+    Register,
 };
 use rand::rngs::SmallRng;
 use rand::{Rng, SeedableRng};
@@ -195,9 +195,8 @@ fn random_bytes(rng: &mut SmallRng, bits: u32) -> [u8; 20] {
 }
 
 /// Whether an instruction writes any of the registers whose numbers are set in `reserved`.
-pub fn writes(x: &Instruction, reserved: u32) -> bool {
-    let mut factory = InstructionInfoFactory::new();
-    factory.info(x).used_registers().iter().any(|used| {
+pub fn writes(x: &InstructionInfo, reserved: u32) -> bool {
+    x.used_registers().iter().any(|used| {
         let written = !matches!(used.access(), OpAccess::Read | OpAccess::CondRead | OpAccess::None);
         let full = used.register().full_register();
         written && full.is_gpr() && reserved >> full.number() & 1 != 0

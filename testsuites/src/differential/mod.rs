@@ -179,10 +179,28 @@ pub struct Report {
     pub failures: Vec<String>,
 }
 
+impl Report {
+    fn plus(mut self, other: Report) -> Report {
+        self.cases += other.cases;
+        self.translated += other.translated;
+        self.failures.extend(other.failures);
+        self
+    }
+}
+
 /// Runs the cases of these seeds on a tier. `only`: prefix of iced's name of the instruction forms to draw from, in lower
 /// case.
 pub fn run(tier: &str, seeds: impl Iterator<Item = u64>, only: Option<&str>) -> Report {
     run_cases(tier, seeds.map(|seed| Case::new(seed, only)))
+}
+
+/// As [`run`] on so many host threads; every 20,000 programs a line says how far it is.
+pub fn run_parallel(tier: &str, seeds: &[u64], only: Option<&str>, threads: usize) -> Report {
+    let part = |n: usize| seeds.iter().copied().skip(n).step_by(threads);
+    std::thread::scope(|scope| {
+        let parts: Vec<_> = (0..threads).map(|n| scope.spawn(move || run(tier, part(n), only))).collect();
+        parts.into_iter().map(|p| p.join().expect("a tester's thread")).fold(Report::default(), Report::plus)
+    })
 }
 
 /// Runs cases on a tier, until five have failed.
@@ -192,6 +210,10 @@ pub fn run_cases(tier: &str, cases: impl Iterator<Item = Case>) -> Report {
         let options = case.options(tier);
         let (found, translated) = lockstep(&case, &case.slices, &Jit { options }, 16);
         report.cases += 1;
+        if report.cases % 20_000 == 0 {
+            let failed = report.failures.len();
+            println!("{tier}: {} programs, to seed {}: {failed} differences", report.cases, case.seed);
+        }
         report.translated += translated;
         if let Some(difference) = found {
             report.failures.push(shrink::describe(&case, tier, options, &difference));

@@ -16,6 +16,7 @@ pub struct Operands<'a> {
     only: Option<String>,
     /// What is known to be in a register.
     known: [Option<u64>; 16],
+    factory: InstructionInfoFactory,
 }
 
 /// The middle of the data area, which the base register holds.
@@ -23,7 +24,8 @@ pub const BASE: u64 = at::DATA + 0x2000;
 
 impl<'a> Operands<'a> {
     pub fn new(world: &'a World, only: Option<String>) -> Self {
-        Operands { world, forms: Forms::of(world.bits()), only, known: [None; 16] }
+        let factory = InstructionInfoFactory::new();
+        Operands { world, forms: Forms::of(world.bits()), only, known: [None; 16], factory }
     }
 
     pub fn base(&self) -> usize {
@@ -200,7 +202,7 @@ impl<'a> Operands<'a> {
                     let before = x;
                     x.set_op_register(n, like(rng, old, self.world.bits()));
                     // Registers that are part of the opcode stay.
-                    if !encodes(&x, self.world.bits()) {
+                    if !encodes(a, &x) {
                         x = before;
                     }
                 }
@@ -211,13 +213,13 @@ impl<'a> Operands<'a> {
                 }
             }
         }
-        if writes(&x, self.reserved()) {
+        let reserved = self.reserved();
+        if writes(self.factory.info(&x), reserved) {
             return false;
         }
         let memory = (0..x.op_count()).any(|n| x.op_kind(n) == OpKind::Memory);
         if memory && rng.random_ratio(199, 200) {
-            let mut factory = InstructionInfoFactory::new();
-            let info = factory.info(&x);
+            let info = self.factory.info(&x);
             let write =
                 info.used_memory().iter().any(|m| !matches!(m.access(), OpAccess::Read | OpAccess::CondRead));
             let size = x.memory_size().size().max(1) as u64;
@@ -245,8 +247,7 @@ impl<'a> Operands<'a> {
             x.set_memory_displ_size(m.displ_size);
             x.set_segment_prefix(m.segment_prefix);
         }
-        let mut factory = InstructionInfoFactory::new();
-        for used in factory.info(&x).used_registers() {
+        for used in self.factory.info(&x).used_registers() {
             let full = used.register().full_register();
             if full.is_gpr() && !matches!(used.access(), OpAccess::Read | OpAccess::CondRead) {
                 self.known[full.number()] = None;
@@ -256,14 +257,14 @@ impl<'a> Operands<'a> {
     }
 }
 
-fn encodes(x: &Instruction, bits: u32) -> bool {
+fn encodes(a: &mut Assembler, x: &Instruction) -> bool {
     let mut y = *x;
     if y.memory_base() == Register::RIP {
         y.set_memory_base(Register::RAX);
         y.set_memory_displacement64(0);
         y.set_memory_displ_size(0);
     }
-    iced_x86::Encoder::new(bits).encode(&y, 0).is_ok()
+    a.encodes(&y)
 }
 
 fn immediate(rng: &mut SmallRng, kind: OpKind) -> i64 {

@@ -3,7 +3,7 @@
 use trimaran_cpu::engine::{Engine, EngineFactory, Interpreter, Stop};
 use trimaran_cpu::state::{CpuState, RFlags};
 use trimaran_cpu::{Counters, VcpuConfig};
-use trimaran_testsuites::differential::{Case, TIERS, kept, lockstep, run, survey};
+use trimaran_testsuites::differential::{Case, TIERS, kept, lockstep, run, run_parallel, survey};
 
 fn number(name: &str) -> Option<u64> {
     std::env::var(name).ok().and_then(|v| v.parse().ok())
@@ -17,12 +17,18 @@ fn random(tier: &str) {
     }
     let only = std::env::var("TRIMARAN_ONLY").ok();
     let first = number("TRIMARAN_SEED").unwrap_or(1);
-    // Cranelift takes its time: some seconds a program.
+    // Cranelift takes its time: half a second a program and more.
     let wanted = number("TRIMARAN_CASES").unwrap_or(60);
-    let cases = if tier == "jit-cranelift" { (wanted / 30).max(1) } else { wanted };
+    let cases = if tier == "jit-cranelift" { (wanted / 100).max(2) } else { wanted };
     let kept = kept::SEEDS.iter().copied().filter(|_| number("TRIMARAN_SEED").is_none());
-    let report = run(tier, kept.chain(first..first + cases), only.as_deref());
-    println!("{tier}: {} programs, {} instructions in translated code", report.cases, report.translated);
+    let seeds: Vec<u64> = kept.chain(first..first + cases).collect();
+    // With few each tier has a thread already.
+    let threads = if cases < 1_000 { 1 } else { std::thread::available_parallelism().map_or(1, usize::from) };
+    let report = run_parallel(tier, &seeds, only.as_deref(), threads);
+    let (programs, translated) = (report.cases, report.translated);
+    println!(
+        "{tier}: {programs} programs from seed {first} on, {translated} instructions in translated code"
+    );
     assert!(report.failures.is_empty(), "{}", report.failures.join("\n\n"));
 }
 
