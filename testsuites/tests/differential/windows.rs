@@ -4,6 +4,7 @@ use super::bench::*;
 use iced_x86::code_asm::*;
 use trimaran_cpu::state::gpr;
 use trimaran_testsuites::differential::kernel::{READ_ONLY, at};
+use trimaran_testsuites::flat::Machine;
 
 const ROUNDS: i32 = 200;
 
@@ -34,6 +35,47 @@ fn data_beside_rip_in_a_crowded_loop() {
         a.set_label(&mut second)?;
         a.dq(&[0x0FED_CBA9_8765_4321])
     });
+}
+
+/// Data so far ahead of RIP that its distance from the loop's start is no displacement; what a distance cut to 32 bits
+/// would reach is mapped too, and is something else.
+#[test]
+fn data_as_far_from_rip_as_can_be() {
+    const FAR: u64 = 1 << 31;
+    let far = |m: &Machine| {
+        let link = |at: u64, entry: u64| assert!(m.ram.write(at, &entry.to_le_bytes()));
+        let [near, root, directory, table] = [3, 4, 5, 6].map(|n| at::DATA + n * 0x1000);
+        // Everything again at FAR, by one large page.
+        link(at::ROOT + 0x1000 + 2 * 8, near | 3);
+        link(near, 0x83);
+        // And at -FAR the data page in place of the code.
+        link(at::ROOT + 511 * 8, root | 3);
+        link(root + 510 * 8, directory | 3);
+        link(directory, table | 3);
+        link(table + (at::CODE >> 12) * 8, at::DATA | 3);
+        assert!(m.ram.write(at::DATA, &[0xEE; 0x100]));
+    };
+    let (first, second) = (0x0123_4567_89ABu64, 0x1032_5476_98BAu64);
+    let mut m = everywhere(100_000, &far, &|a| {
+        let mut head = a.create_label();
+        a.mov(ecx, ROUNDS)?;
+        a.mov(rbx, at::CODE.wrapping_sub(FAR))?;
+        a.set_label(&mut head)?;
+        // Instructions of 10 bytes that end in the data.
+        a.mov(rdx, first)?;
+        a.mov(rsi, second)?;
+        // ADD RAX, [RIP + distance]: what stands 2 bytes behind the head, then 12.
+        for (next, place) in [(27, 2), (34, 12)] {
+            let distance = (FAR + place - next) as u32;
+            a.db(&[&[0x48, 0x03, 0x05], &distance.to_le_bytes()[..]].concat())?;
+        }
+        // A loop's window opens only if its page is in the TLB already: here is the wrong one.
+        a.add(rbp, qword_ptr(rbx))?;
+        a.dec(ecx)?;
+        a.jne(head)?;
+        a.hlt()
+    });
+    assert_eq!(register(&mut m, gpr::RAX), (first + second) * ROUNDS as u64);
 }
 
 /// The loop's frame lies on two pages: each access is on one of them, the stretch of all is not.
