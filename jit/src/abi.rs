@@ -99,7 +99,7 @@ pub struct JumpEntry {
 }
 
 /// Entries of a jump table: a power of two.
-pub const JUMP_ENTRIES: usize = 1 << 14;
+pub const JUMP_ENTRIES: usize = 1 << 16;
 
 /// Where a tag is looked for. Code does the same.
 pub fn jump_index(tag: u64) -> usize {

@@ -13,7 +13,7 @@ use trimaran_cpu::blocks::BlockKey;
 use trimaran_cpu::ram::PAGE;
 use trimaran_cpu::state::gpr;
 
-const PLACES: usize = 1 << 16;
+const PLACES: usize = 1 << 18;
 /// More than so many links are not made between two visits of the engine.
 const MOST_FOUND: usize = 1 << 12;
 
@@ -55,7 +55,7 @@ fn tag(page: u32, offset: u64, key: BlockKey) -> u64 {
 }
 
 fn index(tag: u64) -> usize {
-    (tag.wrapping_mul(0x9E37_79B9_7F4A_7C15) >> 48) as usize % PLACES
+    (tag.wrapping_mul(0x9E37_79B9_7F4A_7C15) >> 40) as usize % PLACES
 }
 
 impl Places {

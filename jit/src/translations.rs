@@ -33,8 +33,8 @@ use trimaran_cpu::translate::{MappingChange, Translator};
 
 /// A block that no back end can translate, in [`trimaran_cpu::blocks::Block::translation`].
 const REFUSED: u32 = NONE - 1;
-/// A block whose first translation is being made in the background.
-const ASKED: u32 = NONE - 2;
+/// A block whose first translation is being made in the background. Smaller numbers are regions.
+pub const ASKED: u32 = NONE - 2;
 
 /// A region whose windows fail so often is made again.
 const MOST_TROUBLES: u32 = 4;
@@ -325,12 +325,15 @@ impl Translations {
 
     /// Takes note of the links that code has made by [`crate::places::find`].
     fn book_found(&mut self, v: &Vcpu) {
-        for found in std::mem::take(&mut self.places.found) {
+        let mut found = std::mem::take(&mut self.places.found);
+        for found in found.drain(..) {
             match found.slot {
                 Some(name) => self.book_link(v, name, found.id, found.address),
                 None => self.book_jump(v, found.id, found.address),
             }
         }
+        // Its memory is used again.
+        self.places.found = found;
     }
 
     fn add_to_page(&mut self, v: &mut Vcpu, id: u32, page: u32, generation: u32) {
