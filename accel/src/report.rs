@@ -27,10 +27,20 @@ pub enum Trial {
     Cpuid,
     /// A time-stamp counter that is the guest's own.
     TimeStamp,
+    /// An interrupt's way from virtual-8086 mode to CPL 0, with VM in the pushed EFLAGS.
+    Virtual8086,
+    /// Which pages the guest wrote.
+    DirtyLog,
+    /// One instruction at a time, at CPL 0 and at CPL 3.
+    SingleStep0,
+    SingleStep3,
+    /// Stops before the instruction at an address, at CPL 0 and at CPL 3.
+    Breakpoint0,
+    Breakpoint3,
 }
 
 impl Trial {
-    pub const ALL: [Trial; 11] = [
+    pub const ALL: [Trial; 17] = [
         Trial::RealMode,
         Trial::ProtectedMode,
         Trial::Paging32,
@@ -42,7 +52,25 @@ impl Trial {
         Trial::InterruptWindow,
         Trial::Cpuid,
         Trial::TimeStamp,
+        Trial::Virtual8086,
+        Trial::DirtyLog,
+        Trial::SingleStep0,
+        Trial::SingleStep3,
+        Trial::Breakpoint0,
+        Trial::Breakpoint3,
     ];
+
+    /// Whether guests need it. The rest saves work, or serves people who look at a guest.
+    pub fn essential(self) -> bool {
+        !matches!(
+            self,
+            Trial::DirtyLog
+                | Trial::SingleStep0
+                | Trial::SingleStep3
+                | Trial::Breakpoint0
+                | Trial::Breakpoint3
+        )
+    }
 }
 
 impl fmt::Display for Trial {
@@ -59,6 +87,12 @@ impl fmt::Display for Trial {
             Trial::InterruptWindow => "short interrupt windows",
             Trial::Cpuid => "a CPUID that can be set",
             Trial::TimeStamp => "a time-stamp counter of its own",
+            Trial::Virtual8086 => "interrupts from virtual-8086 mode",
+            Trial::DirtyLog => "a log of written pages",
+            Trial::SingleStep0 => "single steps at CPL 0",
+            Trial::SingleStep3 => "single steps at CPL 3",
+            Trial::Breakpoint0 => "breakpoints at CPL 0",
+            Trial::Breakpoint3 => "breakpoints at CPL 3",
         })
     }
 }
@@ -96,14 +130,23 @@ impl Report {
         self.missing.iter().all(|missing| missing.trial != trial)
     }
 
+    /// Trials that failed of what guests need.
+    fn essential(&self) -> impl Iterator<Item = &Missing> {
+        self.missing.iter().filter(|missing| missing.trial.essential())
+    }
+
     pub fn kind(&self) -> Kind {
-        if self.missing.is_empty() && self.ring0_mips > LEAST_MIPS { Kind::Hardware } else { Kind::Software }
+        if self.essential().next().is_none() && self.ring0_mips > LEAST_MIPS {
+            Kind::Hardware
+        } else {
+            Kind::Software
+        }
     }
 
     /// Whether KVM is the best engine here; the reason if not.
     pub fn worth_taking(&self) -> Result<(), String> {
-        if !self.missing.is_empty() {
-            let names: Vec<String> = self.missing.iter().map(|missing| missing.trial.to_string()).collect();
+        let names: Vec<String> = self.essential().map(|missing| missing.trial.to_string()).collect();
+        if !names.is_empty() {
             return Err(format!("the host's KVM lacks {}", names.join(", ")));
         }
         if self.ring0_mips <= LEAST_MIPS {
@@ -132,6 +175,8 @@ mod tests {
 
     #[test]
     fn slow_or_incomplete_is_not() {
+        let unwatched = vec![Missing { trial: Trial::SingleStep3, reason: "SHUTDOWN".into() }];
+        assert_eq!(Report { missing: unwatched, ..good() }.worth_taking(), Ok(()), "guests do not need it");
         let slow = Report { ring0_mips: 1.2, ..good() };
         assert_eq!(slow.kind(), Kind::Software);
         assert!(slow.worth_taking().is_err_and(|why| why.contains("1.2 million")));

@@ -76,6 +76,8 @@ pub enum Mode {
     Protected,
     /// Protected, with 32-bit paging.
     Paged,
+    /// Without paging, at CPL 3.
+    Virtual8086,
     Long,
 }
 
@@ -98,7 +100,8 @@ impl Tables<'_> {
         }
         let long = mode == Mode::Long;
         self.write_gdt(long);
-        self.put(TSS + 4, STACK);
+        // RSP0, or ESP0 and SS0.
+        self.put(TSS + 4, if long { STACK } else { STACK | u64::from(DATA0) << 32 });
         state.gdtr = TableRegister { base: GDT, limit: 0x3F };
         state.idtr = TableRegister { base: IDT, limit: 0xFFF };
         state.tr = Segment { selector: TASK, attributes: attr::P | 11, limit: 0x67, base: TSS };
@@ -121,6 +124,13 @@ impl Tables<'_> {
                 self.put(TABLES + 0x2000, 0x87);
                 state.cr4 |= cr4::PAE;
                 state.msr.efer = efer::LME | efer::LMA | efer::SCE;
+            }
+            Mode::Virtual8086 => {
+                state.rflags |= RFlags::VM;
+                let attributes = attr::P | attr::S | attr::RW | attr::A | 3 << 5;
+                state.seg[..6].fill(Segment { selector: 0, attributes, limit: 0xFFFF, base: 0 });
+                state.cpl = 3;
+                return state;
             }
             _ => return state,
         }

@@ -374,6 +374,42 @@ fn monitor_on_stdio() {
     assert!(is_png(&picture));
 }
 
+/// A guest that counts in EAX, on each engine: the next instruction is shown, and the registers are exact.
+#[test]
+fn single_steps_in_the_monitor() {
+    let folder = TempDir::new().unwrap();
+    // xor eax, eax; inc eax; jmp (inc eax)
+    let guest = file(&folder, "counts", &kernel(&[0x31, 0xC0, 0x40, 0xEB, 0xFD]));
+    let engines = ["interp", "jit", "kvm"].map(|name| (name, trimaran_accel::Kvm::open().err()));
+    for (engine, no_kvm) in engines {
+        if let Some(reason) = no_kvm.filter(|_| engine == "kvm") {
+            println!("skipped under KVM: {reason}");
+            continue;
+        }
+        let arguments = ["run", "--display", "none", "--engine", engine, "--monitor", "stdio"];
+        let kernel = ["--kernel", guest.to_str().unwrap()];
+        let mut child = trimaran(&[&arguments[..], &kernel].concat())
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        std::thread::sleep(Duration::from_millis(700));
+        let script =
+            "step\nstop\nstep 3 cpu=1\nstep\nstep 2\ninfo registers\nstep 200\ninfo registers\ncont\nquit\n";
+        child.stdin.take().unwrap().write_all(script.as_bytes()).unwrap();
+        let output = child.wait_with_output().unwrap();
+        let text = String::from_utf8_lossy(&output.stdout);
+        assert_eq!(output.status.code(), Some(0), "{engine}: {text}");
+        assert!(text.contains("`stop` it first") && text.contains("processor 1"), "{engine}: {text}");
+        let shown =
+            text.lines().filter(|line| line.ends_with("inc eax") || line.contains("jmp short")).count();
+        assert_eq!(shown, 3, "{engine}: {text}");
+        let counts = text.lines().filter_map(|line| line.split_once("rax ")).map(|(_, rest)| &rest[..16]);
+        let counts: Vec<u64> = counts.map(|digits| u64::from_str_radix(digits, 16).unwrap()).collect();
+        assert_eq!(counts[1] - counts[0], 100, "{engine}: {text}");
+    }
+}
+
 /// The program listens; the guest sends back one more than what it gets.
 #[test]
 fn serial_on_tcp() {

@@ -116,6 +116,8 @@ pub enum MachineError {
     Chip(#[from] StateError),
     #[error("the engine {engine} cannot run this machine: {reason}")]
     Engine { engine: &'static str, reason: String },
+    #[error("a deterministic machine cannot be stepped: its time is its count of instructions")]
+    NoSteps,
     #[error("there is no {0}")]
     NoSuchDevice(String),
 }

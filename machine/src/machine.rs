@@ -11,14 +11,15 @@ use crate::port_log::PortCount;
 use crate::ports::Diagnostics;
 use crate::supervisor::Core;
 use crate::tables::{Hardware, MAX_CPUS};
-use crate::vcpus::Vcpus;
+use crate::vcpus::{self, Vcpus};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::*};
 use std::thread::{Builder, JoinHandle};
 use std::time::{Duration, Instant};
 use trimaran_cpu::Counters;
-use trimaran_cpu::engine::EngineFactory;
+use trimaran_cpu::engine::{EngineFactory, Stop};
 use trimaran_cpu::features::edx1;
+use trimaran_cpu::shared::attention;
 use trimaran_devices::block::Medium;
 use trimaran_devices::floppy::Floppy;
 use trimaran_devices::fw_cfg::FwCfg;
@@ -222,6 +223,24 @@ impl Machine {
             self.paused.store(true, Release);
         }
         self.outcome()
+    }
+
+    /// Lets one vCPU run up to `count` instructions while all else stands, time too. An error: there is no such vCPU, or
+    /// the machine's time is its count of instructions.
+    pub fn step(&self, vcpu: usize, count: u64) -> Result<Stop, MachineError> {
+        let board = &self.core.board;
+        if board.control.deterministic_vcpu().is_some() {
+            return Err(MachineError::NoSteps);
+        }
+        self.core.quiesce(|engines| {
+            let none = || MachineError::NoSuchDevice(format!("processor {vcpu}"));
+            let engine = engines.get_mut(vcpu).ok_or_else(none)?;
+            // It stands: nobody need ask it to.
+            board.fence.vcpus[vcpu].clear(attention::STOP);
+            let stop = engine.run(count);
+            vcpus::note_stop(board, stop, engine.state());
+            Ok(stop)
+        })
     }
 
     /// Virtual time in nanoseconds.

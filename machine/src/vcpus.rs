@@ -146,15 +146,7 @@ impl Vcpus {
                     self.halted[n].store(false, SeqCst);
                     leave_mwait(&mut **locked(&self.engines[n]));
                 }
-                Stop::Shutdown => {
-                    drop(engine);
-                    board.ask(Request::TripleFault);
-                }
-                Stop::Point => at_point(board, engine.state()),
-                Stop::Failed => {
-                    drop(engine);
-                    board.ask(Request::EngineFailed);
-                }
+                stop => note_stop(board, stop, engine.state()),
             }
         }
     }
@@ -244,21 +236,13 @@ impl Vcpus {
         board.timers.set_alarm(0);
         let used = engine.state().retired.saturating_sub(before);
         let waits = engine.state().activity == Activity::MonitorWait;
-        if stop == Stop::Point {
-            at_point(board, engine.state());
-        }
+        note_stop(board, stop, engine.state());
         drop(engine);
         let mut shared_turn = locked(&self.turn);
         if waits && shared_turn.mwait_end == NEVER {
             shared_turn.mwait_end = board.clock.now().saturating_add(MWAIT_TIME.as_nanos() as u64);
         }
         shared_turn.left = if stop == Stop::Halted { 0 } else { turn.left.saturating_sub(used) };
-        drop(shared_turn);
-        match stop {
-            Stop::Shutdown => board.ask(Request::TripleFault),
-            Stop::Failed => board.ask(Request::EngineFailed),
-            _ => {}
-        }
     }
 }
 
@@ -280,10 +264,18 @@ fn allowed(board: &Board, vcpu: usize, retired: u64) -> Option<u64> {
     Some(board.triggers.next_count().saturating_sub(retired))
 }
 
-/// A vCPU has stopped where a trigger waits for it.
-fn at_point(board: &Board, state: &CpuState) {
-    board.triggers.point(state.code_address());
-    board.ask(Request::Switch);
+/// Asks the machine for what the end of a run calls for.
+pub(crate) fn note_stop(board: &Board, stop: Stop, state: &CpuState) {
+    match stop {
+        Stop::Budget | Stop::Asked | Stop::Halted => {}
+        Stop::Shutdown => board.ask(Request::TripleFault),
+        Stop::Failed => board.ask(Request::EngineFailed),
+        Stop::Point => {
+            // A trigger waits for it there.
+            board.triggers.point(state.code_address());
+            board.ask(Request::Switch);
+        }
+    }
 }
 
 /// What wakes a vCPU that does not run.

@@ -4,17 +4,17 @@
 //! the interpreter take its step, load the state again.
 
 use super::clock::Tsc;
+use super::debugging::StopPoints;
 use super::exits::Exit;
 use super::hardware::Hardware;
 use super::registers::{self, Begun};
 use super::vm::Vm;
 use crate::report::{Kind, Report, Trial};
-use kvm_bindings::{KVM_GUESTDBG_ENABLE, KVM_GUESTDBG_USE_HW_BP, kvm_guest_debug};
 use std::sync::Arc;
 use std::sync::atomic::Ordering::*;
 use std::time::{Duration, Instant};
-use trimaran_cpu::bus::Page;
 use trimaran_cpu::engine::{Engine, Stop};
+use trimaran_cpu::ram::PAGE;
 use trimaran_cpu::shared::attention::{CODE, DEADLINE, DROP_WRITES, INIT, INTR, NMI, REMAP, SIPI, SMI, STOP};
 use trimaran_cpu::state::{Activity, CpuState, RFlags, Shadow, cr0};
 use trimaran_cpu::{Counters, Vcpu};
@@ -23,6 +23,8 @@ use trimaran_cpu::{Counters, Vcpu};
 const RARE: u32 = INIT | SIPI | SMI | NMI;
 /// Budgets up to this many instructions are kept to the instruction, by the interpreter. KVM does not count.
 const EXACT: u64 = 4096;
+/// Of these, so many are single steps, which KVM makes where it can.
+const STEPS: u64 = 16;
 /// Instructions that the interpreter runs when KVM could not run one: the next ones may be like it. Twice as many each
 /// time that KVM gets nowhere, up to [`MANY`].
 const FEW: u64 = 64;
@@ -39,9 +41,9 @@ pub struct KvmVcpu {
     pub(super) hardware: Hardware,
     /// The state, and the interpreter.
     pub(super) vcpu: Vcpu,
-    report: Arc<Report>,
+    pub(super) report: Arc<Report>,
     /// KVM has the state.
-    loaded: bool,
+    pub(super) loaded: bool,
     /// `vcpu.state` is the state.
     fetched: bool,
     /// KVM has run since the interpreter did: what that had decoded, and its flags, are old.
@@ -51,10 +53,12 @@ pub struct KvmVcpu {
     /// An interrupt can be injected now.
     ready: bool,
     tsc: Tsc,
-    stop_points: bool,
+    pub(super) stop_points: StopPoints,
     failure: Option<String>,
     /// Instructions that KVM could not run.
     not_emulated: u64,
+    /// Single steps that KVM made.
+    pub(super) steps: u64,
     /// How many the interpreter ran after the last of them, and when it was done.
     turn: (u64, Instant),
 }
@@ -73,7 +77,8 @@ impl KvmVcpu {
             unfinished: false,
             ready: false,
             tsc,
-            stop_points: false,
+            stop_points: StopPoints::None,
+            steps: 0,
             failure: None,
             not_emulated: 0,
             turn: (FEW, Instant::now()),
@@ -81,6 +86,9 @@ impl KvmVcpu {
     }
 
     fn run_guest(&mut self, budget: u64) -> Result<Stop, String> {
+        if budget <= STEPS {
+            return self.steps(budget);
+        }
         if budget <= EXACT {
             return Ok(self.interpret(budget)?.unwrap_or(Stop::Budget));
         }
@@ -122,7 +130,7 @@ impl KvmVcpu {
     }
 
     /// Has the TSC follow the machine's clock.
-    fn set_time(&mut self) -> Result<(), String> {
+    pub(super) fn set_time(&mut self) -> Result<(), String> {
         let (bus, id, offset) = (&self.vcpu.bus, self.vcpu.id, self.vcpu.state.msr.tsc_offset);
         let new = self.tsc.follow(&self.hardware, &self.vm, || bus.clock(id), offset)?;
         if new != offset {
@@ -133,7 +141,7 @@ impl KvmVcpu {
     }
 
     /// Looks at the attention word.
-    fn boundary(&mut self) -> Result<Option<Stop>, String> {
+    pub(super) fn boundary(&mut self) -> Result<Option<Stop>, String> {
         let shared = self.vcpu.shared.clone();
         let pending = shared.pending();
         if pending & DROP_WRITES != 0 {
@@ -176,25 +184,26 @@ impl KvmVcpu {
     }
 
     /// Whether the state, which is ours, is for the interpreter: KVM has no place for some of it, or cannot run it.
-    fn unfit(&self) -> bool {
+    pub(super) fn unfit(&self) -> bool {
         let s = &self.vcpu.state;
         let paged = s.cr0 & cr0::PG != 0;
         let mode = match (s.long_mode(), s.protected()) {
+            _ if s.v86() && !self.report.works(Trial::Virtual8086) => return true,
             (true, _) => Trial::LongMode,
             (false, true) if paged => Trial::Paging32,
             (false, true) => Trial::ProtectedMode,
             (false, false) => Trial::RealMode,
         };
+        let stops = self.stop_points == StopPoints::Interpreter;
         let a20_masked = !self.vcpu.fence.a20.load(Acquire);
-        a20_masked || s.smm || s.smi_pending || s.pending_debug != 0 || !self.report.works(mode)
+        stops || a20_masked || s.smm || s.smi_pending || s.pending_debug != 0 || !self.report.works(mode)
     }
 
     /// The interpreter runs up to `budget` instructions. None: it has.
-    fn interpret(&mut self, budget: u64) -> Result<Option<Stop>, String> {
+    pub(super) fn interpret(&mut self, budget: u64) -> Result<Option<Stop>, String> {
         self.take_back()?;
         if std::mem::take(&mut self.overtaken) || self.vcpu.fence.vcpus.len() > 1 {
-            // Memory was written without regard to code marks.
-            self.vcpu.forget_code();
+            self.heed_writes()?;
         }
         Ok(match self.vcpu.run(budget) {
             Stop::Budget => None,
@@ -202,14 +211,28 @@ impl KvmVcpu {
         })
     }
 
+    /// Memory was written without regard to code marks, and the TLB's tables were, too.
+    fn heed_writes(&mut self) -> Result<(), String> {
+        match self.vm.log_dirty {
+            true => {
+                let ram = self.vm.ram.clone();
+                let dirty = |page| _ = ram.wrote(page * PAGE, PAGE);
+                self.vm.take_dirty(dirty).map_err(|e| format!("KVM does not tell written pages: {e}"))?;
+                self.vcpu.state_loaded();
+            }
+            false => self.vcpu.forget_code(),
+        }
+        Ok(())
+    }
+
     /// The state is ours, and KVM's copy is void.
-    fn take_back(&mut self) -> Result<(), String> {
+    pub(super) fn take_back(&mut self) -> Result<(), String> {
         self.fetch()?;
         self.loaded = false;
         Ok(())
     }
 
-    fn load(&mut self) -> Result<(), String> {
+    pub(super) fn load(&mut self) -> Result<(), String> {
         let (bus, id) = (&self.vcpu.bus, self.vcpu.id);
         let apic_base = bus.read_apic_msr(id, 0x1B).and_then(Result::ok).unwrap_or(0);
         let state = &self.vcpu.state;
@@ -220,7 +243,7 @@ impl KvmVcpu {
         Ok(())
     }
 
-    fn fetch(&mut self) -> Result<(), String> {
+    pub(super) fn fetch(&mut self) -> Result<(), String> {
         if self.fetched {
             return Ok(());
         }
@@ -232,7 +255,6 @@ impl KvmVcpu {
         }
         if let Some(begun) = rest.begun {
             self.loaded = false;
-            self.vcpu.forget_code();
             match begun {
                 Begun::Interrupt(vector) => self.vcpu.finish_interrupt(vector),
                 Begun::Exception(vector, error) => self.vcpu.finish_exception(vector, error),
@@ -242,7 +264,7 @@ impl KvmVcpu {
     }
 
     /// Has KVM finish the instruction whose access was served last.
-    fn finish_access(&mut self) -> Result<(), String> {
+    pub(super) fn finish_access(&mut self) -> Result<(), String> {
         while self.unfinished {
             self.unfinished = false;
             self.hardware.set_immediate_exit(true);
@@ -256,7 +278,7 @@ impl KvmVcpu {
     }
 
     /// Injects an interrupt if one is requested and can be, and runs guest code.
-    fn enter(&mut self) -> Result<Exit, String> {
+    pub(super) fn enter(&mut self) -> Result<Exit, String> {
         let shared = self.vcpu.shared.clone();
         if shared.pending() & INTR != 0
             && self.ready
@@ -325,18 +347,10 @@ impl KvmVcpu {
         let (cs, rip) = (self.vcpu.state.seg[trimaran_cpu::state::seg::CS].selector, self.vcpu.state.rip());
         let linear = self.vcpu.code_address(rip);
         self.vcpu.flush_tlb();
-        let bytes: Vec<String> = (0..15).map_while(|n| self.byte_at(linear.wrapping_add(n))).collect();
+        let byte = |n| self.byte_at(linear.wrapping_add(n)).map(|byte| format!("{byte:02x}"));
+        let bytes: Vec<String> = (0..15).map_while(byte).collect();
         let bytes = if bytes.is_empty() { "cannot be read".into() } else { bytes.join(" ") };
         format!("at {cs:04x}:{rip:x}, where the bytes are {bytes}")
-    }
-
-    fn byte_at(&mut self, linear: u64) -> Option<String> {
-        let physical = self.vcpu.probe(linear)?;
-        let Page::Ram { offset, .. } = self.vcpu.bus.page(physical & !0xFFF, self.vcpu.state.smm) else {
-            return None;
-        };
-        let mut byte = [0];
-        self.vcpu.ram.read(offset + physical % 0x1000, &mut byte).then(|| format!("{:02x}", byte[0]))
     }
 
     /// The machine ends, and says why.
@@ -396,27 +410,12 @@ impl Engine for KvmVcpu {
     fn describe_translator(&self) -> String {
         let slots = self.vm.memory_slots();
         format!(
-            "KVM                 {} instructions it could not run, {slots} memory slots; counts are the interpreter's\n",
-            self.not_emulated
+            "KVM                 {} instructions it could not run, {} single steps, {slots} memory slots; counts are the interpreter's\n",
+            self.not_emulated, self.steps
         )
     }
 
     fn stop_at(&mut self, addresses: &[u64]) -> Result<(), String> {
-        let mut debug = kvm_guest_debug::default();
-        if addresses.len() > 4 {
-            return Err(format!("the host's processor has 4 breakpoints, not {}", addresses.len()));
-        }
-        if !addresses.is_empty() {
-            debug.control = KVM_GUESTDBG_ENABLE | KVM_GUESTDBG_USE_HW_BP;
-            debug.arch.debugreg[..addresses.len()].copy_from_slice(addresses);
-            // One enable bit each; kind "execution" and length 1 are zeros.
-            debug.arch.debugreg[7] = (0..addresses.len()).fold(0x400, |dr7, n| dr7 | 2 << (n * 2));
-        }
-        if self.stop_points || !addresses.is_empty() {
-            self.hardware.fd.set_guest_debug(&debug).map_err(|e| format!("KVM refuses breakpoints: {e}"))?;
-        }
-        self.stop_points = !addresses.is_empty();
-        self.vcpu.stop_points = addresses.into();
-        Ok(())
+        self.set_stop_points(addresses)
     }
 }

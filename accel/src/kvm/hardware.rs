@@ -3,7 +3,8 @@
 #![allow(unsafe_code)]
 
 use kvm_bindings::{
-    KVM_VCPU_TSC_CTRL, KVM_VCPU_TSC_OFFSET, KVMIO, Msrs, kvm_device_attr, kvm_interrupt, kvm_msr_entry,
+    KVM_GUESTDBG_ENABLE, KVM_GUESTDBG_SINGLESTEP, KVM_GUESTDBG_USE_HW_BP, KVM_VCPU_TSC_CTRL,
+    KVM_VCPU_TSC_OFFSET, KVMIO, Msrs, kvm_device_attr, kvm_guest_debug, kvm_interrupt, kvm_msr_entry,
     kvm_run, kvm_sregs2, kvm_xsave,
 };
 use kvm_ioctls::{VcpuExit, VcpuFd};
@@ -117,6 +118,24 @@ impl Hardware {
         let request = kvm_interrupt { irq: u32::from(vector) };
         // SAFETY: the kernel reads the structure of this call.
         done(unsafe { ioctl_with_ref(&self.fd, KVM_INTERRUPT(), &request) })
+    }
+
+    /// Has runs end after one instruction, or not. Takes the breakpoints away.
+    pub fn single_steps(&self, on: bool) -> errno::Result<()> {
+        let control = if on { KVM_GUESTDBG_ENABLE | KVM_GUESTDBG_SINGLESTEP } else { 0 };
+        self.fd.set_guest_debug(&kvm_guest_debug { control, ..Default::default() })
+    }
+
+    /// Has runs end before the instructions at up to four linear addresses.
+    pub fn breakpoints(&self, addresses: &[u64]) -> errno::Result<()> {
+        let mut debug = kvm_guest_debug::default();
+        if !addresses.is_empty() {
+            debug.control = KVM_GUESTDBG_ENABLE | KVM_GUESTDBG_USE_HW_BP;
+            debug.arch.debugreg[..addresses.len()].copy_from_slice(addresses);
+            // One enable bit each; kind "execution" and length 1 are zeros.
+            debug.arch.debugreg[7] = (0..addresses.len()).fold(0x400, |dr7, n| dr7 | 2 << (n * 2));
+        }
+        self.fd.set_guest_debug(&debug)
     }
 
     pub fn sregs(&self) -> errno::Result<kvm_sregs2> {

@@ -1,6 +1,7 @@
 //! The engine's factory: one KVM virtual machine for a Trimaran machine, one KVM vCPU for each of its processors.
 
 mod clock;
+mod debugging;
 mod engine;
 mod exits;
 mod features;
@@ -12,7 +13,7 @@ mod registers;
 mod tiny;
 mod vm;
 
-use crate::{Report, Trial, Unavailable};
+use crate::{Kind, Report, Trial, Unavailable};
 use engine::KvmVcpu;
 use hardware::Hardware;
 use host::{Host, refused};
@@ -75,7 +76,8 @@ impl Kvm {
                 return Ok(vm);
             }
         }
-        let vm = Vm::new(self.host.clone(), config.ram.clone(), config.bus.clone())?;
+        let log = self.report.kind() == Kind::Software && self.report.works(Trial::DirtyLog);
+        let vm = Vm::new(self.host.clone(), config.ram.clone(), config.bus.clone(), log)?;
         locked(&vm.made).push(config.id);
         *current = Arc::downgrade(&vm);
         Ok(vm)

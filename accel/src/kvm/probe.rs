@@ -5,17 +5,23 @@ use super::tiny::{End, Tiny};
 use crate::Unavailable;
 use crate::report::{Missing, Report, Trial};
 use crate::speed;
-use crate::tiny::{CODE, CODE0, DONE, IDT, Mode, assemble};
+use crate::tiny::{CODE, CODE0, DONE, IDT, Mode, Tables, assemble};
 use iced_x86::IcedError;
 use iced_x86::code_asm::*;
 use std::sync::Arc;
 use std::time::Instant;
-use trimaran_cpu::state::gpr;
+use trimaran_cpu::ram::{PAGE, Ram};
+use trimaran_cpu::state::{CpuState, gpr};
 
 /// Left in RAX by each trial that works.
 const MAGIC: u64 = 0x51AB;
 /// Where handlers stand.
 const HANDLER: u64 = 0x3000;
+const GENERAL_PROTECTION: u64 = 13;
+/// What the trial of the log writes.
+const WRITTEN: u64 = 0x6000;
+/// Bytes of MOV EAX, imm32.
+const MOV_EAX: u64 = 5;
 
 /// Tries everything.
 pub fn probe(host: &Arc<Host>) -> Result<Report, Unavailable> {
@@ -32,30 +38,23 @@ pub fn probe(host: &Arc<Host>) -> Result<Report, Unavailable> {
 /// Runs a trial in a machine of its own.
 fn attempt(host: &Arc<Host>, trial: Trial) -> Result<Result<(), String>, Unavailable> {
     let mut tiny = Tiny::new(host)?;
-    let (mode, cpl) = match trial {
-        Trial::RealMode | Trial::InterruptWindow | Trial::TimeStamp => (Mode::Real, 0),
-        Trial::ProtectedMode | Trial::SoftwareInterrupt => (Mode::Protected, 0),
-        Trial::Paging32 => (Mode::Paged, 0),
-        Trial::LongMode | Trial::FloatingPoint0 | Trial::Cpuid => (Mode::Long, 0),
-        Trial::FloatingPoint3 | Trial::Syscall => (Mode::Long, 3),
-    };
-    let mut state = tiny.prepare(mode, cpl);
-    if trial == Trial::SoftwareInterrupt {
-        interrupt_gate(&tiny, 0x40);
-    }
-    if trial == Trial::Syscall {
-        (state.msr.star, state.msr.lstar) = (u64::from(CODE0) << 32 | 0x1B << 48, HANDLER);
-    }
     if trial == Trial::TimeStamp {
         return Ok(time_stamp(&tiny));
     }
-    let mut run = |tiny: &mut Tiny| -> Result<(), String> {
+    let run = |tiny: &mut Tiny| -> Result<(), String> {
         tiny.hardware.request_interrupt_window(trial == Trial::InterruptWindow);
-        let program = code(trial, tiny).map_err(|e| e.to_string())?;
+        match trial {
+            Trial::SingleStep0 | Trial::SingleStep3 => tiny.hardware.single_steps(true),
+            Trial::Breakpoint0 | Trial::Breakpoint3 => tiny.hardware.breakpoints(&[CODE + MOV_EAX]),
+            _ => Ok(()),
+        }
+        .map_err(|e| e.to_string())?;
+        let (mut state, program) = prepare(trial, &tiny.ram).map_err(|e| e.to_string())?;
         let end = tiny.run(&program, &mut state)?;
         let expected = match trial {
             Trial::InterruptWindow => End::InterruptWindow,
-            _ if cpl == 3 => End::Out(DONE),
+            Trial::SingleStep0 | Trial::SingleStep3 | Trial::Breakpoint0 | Trial::Breakpoint3 => End::Debug,
+            _ if ends_at_cpl_3(trial) => End::Out(DONE),
             _ => End::Halt,
         };
         if end != expected || state.gpr[gpr::RAX] & 0xFFFF != MAGIC {
@@ -69,9 +68,52 @@ fn attempt(host: &Arc<Host>, trial: Trial) -> Result<Result<(), String>, Unavail
         if trial == Trial::Cpuid && shown != features {
             return Err(format!("leaf 1 has ECX {shown:08x}, not {features:08x}"));
         }
+        if trial == Trial::DirtyLog {
+            return dirty_log(tiny, &mut state);
+        }
         Ok(())
     };
     Ok(run(&mut tiny))
+}
+
+fn ends_at_cpl_3(trial: Trial) -> bool {
+    matches!(trial, Trial::FloatingPoint3 | Trial::Syscall | Trial::SingleStep3 | Trial::Breakpoint3)
+}
+
+/// The tables, the first state and the program of a trial.
+fn prepare(trial: Trial, ram: &Ram) -> Result<(CpuState, Vec<u8>), IcedError> {
+    let mode = match trial {
+        Trial::RealMode | Trial::InterruptWindow | Trial::TimeStamp => Mode::Real,
+        Trial::ProtectedMode | Trial::SoftwareInterrupt => Mode::Protected,
+        Trial::Paging32 => Mode::Paged,
+        Trial::Virtual8086 => Mode::Virtual8086,
+        _ => Mode::Long,
+    };
+    let mut state = Tables(ram).prepare(mode, if ends_at_cpl_3(trial) { 3 } else { 0 });
+    match trial {
+        Trial::SoftwareInterrupt => interrupt_gate(ram, 0x40),
+        Trial::Virtual8086 => interrupt_gate(ram, GENERAL_PROTECTION),
+        Trial::Syscall => (state.msr.star, state.msr.lstar) = (u64::from(CODE0) << 32 | 0x1B << 48, HANDLER),
+        _ => {}
+    }
+    Ok((state, code(trial, ram)?))
+}
+
+/// The program has written one page: whether the log tells of it, once, and of the next run anew.
+fn dirty_log(tiny: &mut Tiny, state: &mut CpuState) -> Result<(), String> {
+    let dirty = |tiny: &Tiny| {
+        let mut pages = Vec::new();
+        tiny.vm.take_dirty(|page| pages.push(page)).map_err(|e| e.to_string())?;
+        Ok::<_, String>(pages.contains(&(WRITTEN / PAGE)))
+    };
+    let first = [dirty(tiny)?, dirty(tiny)?];
+    state.gpr[gpr::RIP] = CODE;
+    tiny.resume(state)?;
+    let again = dirty(tiny)?;
+    match (first, again) {
+        ([true, false], true) => Ok(()),
+        told => Err(format!("it tells of a written page as {told:?}")),
+    }
 }
 
 /// Whether an offset shows in the guest's TSC.
@@ -88,13 +130,13 @@ fn time_stamp(tiny: &Tiny) -> Result<(), String> {
 }
 
 /// A 32-bit interrupt gate to [`HANDLER`].
-fn interrupt_gate(tiny: &Tiny, vector: u64) {
+fn interrupt_gate(ram: &Ram, vector: u64) {
     let gate = HANDLER | u64::from(CODE0) << 16 | 0x8E00 << 32;
-    tiny.ram.write(IDT + vector * 8, &gate.to_le_bytes());
+    ram.write(IDT + vector * 8, &gate.to_le_bytes());
 }
 
 /// The program of a trial; handlers are put in their place.
-fn code(trial: Trial, tiny: &Tiny) -> Result<Vec<u8>, IcedError> {
+fn code(trial: Trial, ram: &Ram) -> Result<Vec<u8>, IcedError> {
     let magic = MAGIC as u32;
     match trial {
         Trial::TimeStamp => Ok(Vec::new()),
@@ -124,6 +166,30 @@ fn code(trial: Trial, tiny: &Tiny) -> Result<Vec<u8>, IcedError> {
             a.mov(eax, dword_ptr(0x6000))?;
             a.hlt()
         }),
+        Trial::DirtyLog => assemble(64, CODE, |a| {
+            a.mov(eax, magic)?;
+            a.mov(dword_ptr(WRITTEN), eax)?;
+            a.hlt()
+        }),
+        Trial::SingleStep0 | Trial::SingleStep3 | Trial::Breakpoint0 | Trial::Breakpoint3 => {
+            assemble(64, CODE, |a| {
+                a.mov(eax, magic)?;
+                a.nop()?;
+                a.out(i32::from(DONE), al)
+            })
+        }
+        Trial::Virtual8086 => {
+            let handler = assemble(32, HANDLER, |a| {
+                // MAGIC if EFLAGS, above the error code, EIP and CS, has VM.
+                a.mov(eax, dword_ptr(esp + 12))?;
+                a.shr(eax, 17)?;
+                a.and(eax, 1)?;
+                a.imul_3(eax, eax, magic as i32)?;
+                a.hlt()
+            })?;
+            ram.write(HANDLER, &handler);
+            assemble(16, CODE, CodeAssembler::hlt)
+        }
         Trial::LongMode => assemble(64, CODE, |a| {
             a.mov(rcx, u64::from(magic) << 32)?;
             a.push(rcx)?;
@@ -151,7 +217,7 @@ fn code(trial: Trial, tiny: &Tiny) -> Result<Vec<u8>, IcedError> {
                 a.mov(ecx, magic)?;
                 a.iretd()
             })?;
-            tiny.ram.write(HANDLER, &handler);
+            ram.write(HANDLER, &handler);
             assemble(32, CODE, |a| {
                 a.int(0x40)?;
                 a.mov(eax, ecx)?;
@@ -163,7 +229,7 @@ fn code(trial: Trial, tiny: &Tiny) -> Result<Vec<u8>, IcedError> {
                 a.mov(edx, magic)?;
                 a.sysretq()
             })?;
-            tiny.ram.write(HANDLER, &handler);
+            ram.write(HANDLER, &handler);
             assemble(64, CODE, |a| {
                 a.syscall()?;
                 a.mov(eax, edx)?;
@@ -196,4 +262,34 @@ fn mips(host: &Arc<Host>, cpl: u8) -> Result<f64, Unavailable> {
         let time = begun.elapsed();
         (end.is_ok() && state.gpr[gpr::RCX] == 0).then_some(time)
     }))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::tiny::{BYTES, OnlyRam};
+    use trimaran_cpu::engine::Stop;
+    use trimaran_cpu::model::Model;
+    use trimaran_cpu::shared::CodeFence;
+    use trimaran_cpu::{Vcpu, VcpuConfig};
+
+    /// What a trial finds is the fault of KVM: its program is right on the interpreter.
+    #[test]
+    fn programs_do_what_trials_expect() {
+        for trial in Trial::ALL.into_iter().filter(|&trial| trial != Trial::TimeStamp) {
+            let ram = Arc::new(Ram::anonymous(BYTES));
+            let fence = CodeFence::new(1);
+            let bus = Arc::new(OnlyRam(fence.clone()));
+            let model = Arc::new(Model::default());
+            let mut vcpu = Vcpu::new(VcpuConfig { id: 0, model, ram: ram.clone(), bus, fence });
+            let (state, program) = prepare(trial, &ram).expect("a program");
+            ram.write(CODE, &program);
+            vcpu.state = state;
+            vcpu.state_loaded();
+            // A port ends the others.
+            let stop = vcpu.run(10_000);
+            assert!(matches!(stop, Stop::Halted | Stop::Asked), "{trial:?}: {stop:?}");
+            assert_eq!(vcpu.state_whole().gpr[gpr::RAX] & 0xFFFF, MAGIC, "{trial:?}");
+        }
+    }
 }

@@ -26,7 +26,7 @@ pub struct Tiny {
     pub hardware: Hardware,
     pub ram: Arc<Ram>,
     pub model: Arc<Model>,
-    _vm: Arc<Vm>,
+    pub vm: Arc<Vm>,
 }
 
 impl Tiny {
@@ -34,14 +34,14 @@ impl Tiny {
         let ram = Arc::new(Ram::anonymous(BYTES));
         let fence = CodeFence::new(1);
         let bus: Arc<dyn Bus> = Arc::new(OnlyRam(fence.clone()));
-        let vm = Vm::new(host.clone(), ram.clone(), bus.clone())?;
+        let vm = Vm::new(host.clone(), ram.clone(), bus.clone(), true)?;
         let fd = vm.fd.create_vcpu(0).map_err(refused("a virtual processor"))?;
         let model = Arc::new(features::reduce(&Model::default(), host));
         let vcpu = Vcpu::new(VcpuConfig { id: 0, model: model.clone(), ram: ram.clone(), bus, fence });
         let cpuid = features::table(&vcpu)
             .map_err(|e| Unavailable::Refused { operation: "a table of CPUID", error: format!("{e:?}") })?;
         fd.set_cpuid2(&cpuid).map_err(refused("CPUID"))?;
-        Ok(Tiny { hardware: Hardware::new(fd), ram, model, _vm: vm })
+        Ok(Tiny { hardware: Hardware::new(fd), ram, model, vm })
     }
 
     /// Writes the tables of a mode, and makes the state that starts at [`CODE`].
@@ -52,6 +52,11 @@ impl Tiny {
     /// Writes code and runs it from a state until an exit that it is asked about; then the registers are in `state`.
     pub fn run(&mut self, code: &[u8], state: &mut CpuState) -> Result<End, String> {
         self.ram.write(CODE, code);
+        self.resume(state)
+    }
+
+    /// Runs what is there from a state; as [`Tiny::run`].
+    pub fn resume(&mut self, state: &mut CpuState) -> Result<End, String> {
         registers::load(&self.hardware, state, 0xFEE0_0900, 0)?;
         let end = self.until_exit();
         registers::fetch(&self.hardware, state)?;
@@ -71,6 +76,7 @@ impl Tiny {
                 Ok((VcpuExit::Hlt, _)) => Ok(End::Halt),
                 Ok((VcpuExit::IoOut(port, _), _)) => Ok(End::Out(port)),
                 Ok((VcpuExit::IrqWindowOpen, _)) => Ok(End::InterruptWindow),
+                Ok((VcpuExit::Debug(_), _)) => Ok(End::Debug),
                 Ok((VcpuExit::InternalError, _)) => Err("internal error".to_string()),
                 Ok((exit, _)) => Err(format!("exit {exit:?}").to_lowercase()),
                 Err(e) if e.errno() == libc::EINTR => Err(format!("nothing within {LIMIT:?}")),
@@ -90,4 +96,6 @@ pub enum End {
     Out(u16),
     /// An interrupt could be injected.
     InterruptWindow,
+    /// At a breakpoint, or after a single step.
+    Debug,
 }

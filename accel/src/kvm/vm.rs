@@ -4,8 +4,8 @@
 use super::host::{Host, refused};
 use crate::Unavailable;
 use kvm_bindings::{
-    KVM_CAP_X86_USER_SPACE_MSR, KVM_MEM_READONLY, KVM_MSR_EXIT_REASON_FILTER, KVM_MSR_EXIT_REASON_INVAL,
-    KVM_MSR_EXIT_REASON_UNKNOWN, kvm_enable_cap, kvm_userspace_memory_region,
+    KVM_CAP_X86_USER_SPACE_MSR, KVM_MEM_LOG_DIRTY_PAGES, KVM_MEM_READONLY, KVM_MSR_EXIT_REASON_FILTER,
+    KVM_MSR_EXIT_REASON_INVAL, KVM_MSR_EXIT_REASON_UNKNOWN, kvm_enable_cap, kvm_userspace_memory_region,
 };
 use kvm_ioctls::{MsrFilterDefaultAction, MsrFilterRange, MsrFilterRangeFlags, VmFd};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -27,6 +27,8 @@ pub struct Vm {
     pub fd: VmFd,
     pub ram: Arc<Ram>,
     bus: Arc<dyn Bus>,
+    /// KVM keeps a log of written pages. It costs the host's large pages, and is kept where the interpreter has many turns.
+    pub log_dirty: bool,
     slots: Mutex<Vec<Option<MemoryRange>>>,
     /// vCPUs that were made; KVM makes each only once.
     pub made: Mutex<Vec<usize>>,
@@ -69,10 +71,15 @@ pub fn msr_filter(vm: &VmFd) -> errno::Result<()> {
 }
 
 impl Vm {
-    pub fn new(host: Arc<Host>, ram: Arc<Ram>, bus: Arc<dyn Bus>) -> Result<Arc<Vm>, Unavailable> {
+    pub fn new(
+        host: Arc<Host>,
+        ram: Arc<Ram>,
+        bus: Arc<dyn Bus>,
+        log_dirty: bool,
+    ) -> Result<Arc<Vm>, Unavailable> {
         let fd = host.create_vm()?;
         let (slots, made, clock) = Default::default();
-        let vm = Vm { host, fd, ram, bus, slots, made, clock };
+        let vm = Vm { host, fd, ram, bus, log_dirty, slots, made, clock };
         vm.map_memory()?;
         Ok(Arc::new(vm))
     }
@@ -114,7 +121,10 @@ impl Vm {
         };
         let region = kvm_userspace_memory_region {
             slot: number as u32,
-            flags: if range.writable { 0 } else { KVM_MEM_READONLY },
+            flags: match (range.writable, self.log_dirty) {
+                (false, _) => KVM_MEM_READONLY,
+                (true, log) => KVM_MEM_LOG_DIRTY_PAGES * u32::from(log),
+            },
             guest_phys_addr: range.start,
             memory_size: len,
             userspace_addr: host as u64,
@@ -122,6 +132,23 @@ impl Vm {
         // SAFETY: the bytes are inside `self.ram`, which lives as long as this virtual machine, and to which no
         // references are ever made.
         unsafe { self.fd.set_user_memory_region(region) }.map_err(refused("a memory slot"))
+    }
+
+    /// Tells of each page, as its number in [`Ram`], that guests have written under KVM since the last call.
+    pub fn take_dirty(&self, mut dirty: impl FnMut(u64)) -> errno::Result<()> {
+        let slots = locked(&self.slots);
+        for (number, slot) in slots.iter().enumerate() {
+            let Some(range) = slot.filter(|range| range.writable) else { continue };
+            let bitmap = self.fd.get_dirty_log(number as u32, range.len as usize)?;
+            let first = range.offset / PAGE;
+            for (word, mut bits) in (0..).zip(bitmap) {
+                while bits != 0 {
+                    dirty(first + word * 64 + u64::from(bits.trailing_zeros()));
+                    bits &= bits - 1;
+                }
+            }
+        }
+        Ok(())
     }
 
     pub fn memory_slots(&self) -> usize {

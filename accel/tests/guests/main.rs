@@ -2,6 +2,7 @@
 #![cfg(all(target_os = "linux", target_arch = "x86_64"))]
 
 mod bench;
+mod debugging;
 mod lockstep;
 
 use bench::*;
@@ -516,33 +517,6 @@ fn a20() {
         assert_eq!(b.run(), Stop::Halted);
         assert_eq!(b.state().gpr[gpr::RBX], expected);
     }
-}
-
-#[test]
-fn it_stops_at_an_address_and_after_a_step() {
-    let Some(kvm) = kvm_with(&[Trial::LongMode]) else { return };
-    let mut b = Bench::new(&kvm, 1);
-    b.place(64, CODE, |a| {
-        for _ in 0..10 {
-            a.inc(rax)?;
-        }
-        a.hlt()
-    });
-    b.start(Mode::Long);
-    assert_eq!(b.engines[0].run(2), Stop::Budget);
-    assert_eq!(b.state().gpr[gpr::RAX], 2);
-    assert!(b.engines[0].stop_at(&[0; 5]).is_err());
-    if let Err(reason) = b.engines[0].stop_at(&[CODE + 15]) {
-        println!("skipped: {reason}");
-        return;
-    }
-    match b.run() {
-        Stop::Point => assert_eq!((b.state().gpr[gpr::RAX], b.state().rip()), (5, CODE + 15)),
-        Stop::Halted => println!("skipped: the host's KVM ignores breakpoints"),
-        other => panic!("{other:?}"),
-    }
-    b.engines[0].stop_at(&[]).unwrap();
-    assert_eq!((b.run(), b.state().gpr[gpr::RAX]), (Stop::Halted, 10));
 }
 
 #[test]

@@ -6,7 +6,11 @@ use crate::screenshot;
 use crate::session::Session;
 use anyhow::{Context, bail, ensure};
 use std::path::Path;
+use trimaran_cpu::engine::Stop;
 use trimaran_machine::monitor::TOPICS;
+
+/// Steps that one command makes at most: the machine stands while it does.
+const MOST_STEPS: usize = 1_000_000;
 
 /// A command: its names, its arguments, what it does, and the function that does it.
 struct Command {
@@ -24,6 +28,7 @@ const COMMANDS: &[Command] = &[
     Command { names: &["xp"], arguments: "/NFU ADDRESS", help: "the same at a physical address", run: |s, a| examine::memory(s, a, false) },
     Command { names: &["stop"], arguments: "", help: "stop the machine", run: |s, _| { s.machine.pause(); Ok(String::new()) } },
     Command { names: &["cont", "c"], arguments: "", help: "let it go on", run: |s, _| { s.machine.resume(); Ok(String::new()) } },
+    Command { names: &["step"], arguments: "[N] [cpu=N]", help: "let a processor of a stopped machine run N instructions; shows the next one", run: step },
     Command { names: &["system_reset"], arguments: "", help: "press the reset button", run: |s, _| { s.machine.reset()?; Ok(String::new()) } },
     Command { names: &["system_powerdown"], arguments: "", help: "press the power button", run: |s, _| { s.machine.power_button(); Ok(String::new()) } },
     Command { names: &["sendkey"], arguments: "KEYS", help: "press keys together, such as ctrl-alt-delete", run: sendkey },
@@ -65,6 +70,27 @@ fn info(session: &Session, topic: &str) -> anyhow::Result<String> {
         return Ok(crate::stats::describe(&session.machine.stats()));
     }
     session.machine.info(topic).with_context(|| format!("the topics are {}, and chips", TOPICS.join(", ")))
+}
+
+fn step(session: &Session, arguments: &str) -> anyhow::Result<String> {
+    ensure!(session.machine.paused(), "the machine runs; `stop` it first");
+    let (mut count, mut cpu) = (1, 0);
+    for argument in arguments.split_whitespace() {
+        let (name, number) = argument.split_once('=').unwrap_or(("count", argument));
+        let number: usize = number.parse().with_context(|| format!("`{number}` is no number"))?;
+        match name {
+            "count" => count = number,
+            "cpu" => cpu = number,
+            _ => bail!("say how many instructions, and cpu=N if it is not the first processor"),
+        }
+    }
+    ensure!((1..=MOST_STEPS).contains(&count), "1 to {MOST_STEPS} steps can be made at once");
+    let stop = session.machine.step(cpu, count as u64)?;
+    let next = examine::next_instruction(session, cpu)?;
+    Ok(match stop {
+        Stop::Budget => next,
+        stop => format!("it stopped early: {stop:?}\n{next}"),
+    })
 }
 
 fn engine(session: &Session, name: &str) -> anyhow::Result<String> {

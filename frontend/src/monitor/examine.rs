@@ -61,16 +61,17 @@ impl Format {
     }
 }
 
-/// Memory of vCPU 0 or of the board.
+/// Memory of a vCPU or of the board.
 struct View<'a> {
     session: &'a Session,
+    cpu: usize,
     linear: bool,
 }
 
 impl View<'_> {
     fn read(&self, address: u64, buf: &mut [u8]) -> Option<()> {
         if self.linear {
-            self.session.machine.read_virtual(0, address, buf)
+            self.session.machine.read_virtual(self.cpu, address, buf)
         } else {
             self.session.machine.read_physical(address, buf);
             Some(())
@@ -87,12 +88,18 @@ pub fn memory(session: &Session, arguments: &str, linear: bool) -> anyhow::Resul
     };
     let format = Format::parse(format)?;
     let address = evaluate(address.trim(), &state)?;
-    let view = View { session, linear };
+    let view = View { session, cpu: 0, linear };
     match format.letter {
         'i' => instructions(&view, &state, address, format.count),
         's' => strings(&view, address, format.count),
         _ => numbers(&view, &format, address),
     }
+}
+
+/// The line of the instruction that a processor runs next.
+pub fn next_instruction(session: &Session, cpu: usize) -> anyhow::Result<String> {
+    let state = session.machine.cpu_state(cpu).context("there is no such processor")?;
+    instructions(&View { session, cpu, linear: true }, &state, evaluate("$pc", &state)?, 1)
 }
 
 /// A sum of numbers and registers such as `$rip+0x10`.
