@@ -42,7 +42,7 @@ pub struct Options {
     /// Which of the translator's back ends are used
     #[arg(long, value_enum, value_name = "TIER", help_heading = "Translator")]
     pub tier: Option<TierName>,
-    /// Most host memory for translated code, for each processor
+    /// Most host memory for translated code, for each processor; at most 1G
     #[arg(long, value_name = "SIZE", default_value = "256M", value_parser = parse_memory, help_heading = "Translator")]
     pub code_cache: u64,
     /// Name translated code in /tmp/perf-PID.map, for Linux' perf

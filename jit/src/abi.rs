@@ -11,7 +11,7 @@
 //! entry and at every back edge, with `ATTENTION_MASK`.
 //!
 //! **Leaving.** Code stores what is left of the budget (with what was charged but did not run given back) to
-//! `BUDGET`, moves RIP, writes registers and flags back, and either jumps on through a [`Slot`] with the budget in
+//! `BUDGET`, moves RIP, writes registers and flags back, and either jumps on through a [`crate::slots::Slot`] with the budget in
 //! its register and the slot's address in the third argument, or returns a word: [`LOOKUP`], [`STOP`], [`INTERPRET`],
 //! [`DONE`], [`HOT`], or the address of a slot that led nowhere (the stub of unlinked slots
 //! does that; on x86-64 hosts it looks for the code first: `places.rs`).
@@ -32,8 +32,6 @@
 //! [`DONE`] and touches nothing more. The last instruction of a block that ends with the dispatcher, and control transfers
 //! that a back end leaves to the interpreter, go through [`crate::runtime::run_last`]: always [`DONE`] afterwards.
 
-use std::sync::atomic::{AtomicU64, Ordering};
-
 /// RIP leads somewhere that this code has no slot for.
 pub const LOOKUP: u64 = 0;
 /// The budget is too small for the next block, or something wants attention.
@@ -44,50 +42,6 @@ pub const INTERPRET: u64 = 2;
 pub const DONE: u64 = 3;
 /// The region's counter ran out: it is worth a better translation. Nothing of it has run or was charged.
 pub const HOT: u64 = 4;
-
-/// A way out of a region that may lead straight into another one.
-#[repr(C)]
-#[derive(Debug, Default)]
-pub struct Slot {
-    /// Host address to jump to; never null.
-    pub code: AtomicU64,
-    /// The linear addresses that `code` stands for, in user code combined with the salt of the space. A jump to
-    /// another page compares RIP with them, because the region may run at several linear addresses, and user code in
-    /// several address spaces: two of them that take turns find their link both.
-    pub tags: [AtomicU64; 2],
-    /// The region it belongs to, and its number there: for the engine only.
-    pub owner: u32,
-    pub number: u16,
-    /// Whether the tags are looked at.
-    pub far: bool,
-}
-
-impl Slot {
-    pub const CODE: usize = 0;
-    pub const TAGS: usize = 8;
-    pub const SIZE: usize = size_of::<Slot>();
-
-    pub fn new(stub: u64, owner: u32, number: u16, far: bool) -> Self {
-        let tags = [AtomicU64::new(!0), AtomicU64::new(!0)];
-        Slot { code: AtomicU64::new(stub), tags, owner, number, far }
-    }
-    pub fn link(&self, tag: u64, code: u64) {
-        self.put([tag, !0], code);
-    }
-    /// As [`Slot::link`]; if it leads to this code already, then for the last tag too.
-    pub fn link_too(&self, tag: u64, code: u64) {
-        let same = self.code.load(Ordering::Relaxed) == code;
-        self.put([tag, if same { self.tags[0].load(Ordering::Relaxed) } else { !0 }], code);
-    }
-    pub fn unlink(&self, stub: u64) {
-        self.put([!0; 2], stub);
-    }
-    fn put(&self, tags: [u64; 2], code: u64) {
-        self.tags[0].store(tags[0], Ordering::Relaxed);
-        self.tags[1].store(tags[1], Ordering::Relaxed);
-        self.code.store(code, Ordering::Release);
-    }
-}
 
 /// An entry of the table that indirect branches look into (at `JUMP_TABLE`, with `SALT`).
 #[repr(C)]
@@ -121,6 +75,8 @@ pub struct Runtime {
     pub trampoline: usize,
     /// What unlinked slots lead to, and indirect branches that the jump table has no entry for.
     pub unlinked: usize,
+    /// `extern "C" fn()`: whatever code was written before, the host executes as it is now; 0 where writing it suffices.
+    pub serialize: usize,
     /// [`crate::runtime::run_helper`].
     pub run_helper: usize,
     /// [`crate::runtime::run_helpers`].
@@ -154,7 +110,7 @@ pub enum Sharing {
 /// What a back end is asked to translate.
 pub struct Job<'a> {
     pub region: &'a crate::region::Region,
-    /// Address of the first of the region's [`Slot`]s.
+    /// Address of the first of the region's [`crate::slots::Slot`]s.
     pub slots: usize,
     pub runtime: &'a Runtime,
     /// The engine's number for the region.
@@ -195,6 +151,8 @@ pub struct Code {
     pub bytes: Vec<u8>,
     /// What the code points to.
     pub keep: Box<dyn std::any::Any + Send>,
+    /// The slots that have jumps in the code, and where the distances stand in `bytes`.
+    pub jumps: Vec<crate::slots::SlotJump>,
     /// Where it came from, if that was asked for and the back end knows.
     pub explanation: Option<Explanation>,
 }

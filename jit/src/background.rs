@@ -1,8 +1,9 @@
 //! Cranelift on threads of its own, so that compiling never stalls the guest.
 
-use crate::abi::{Code, Job, Knobs, Runtime, Slot, Untranslatable};
+use crate::abi::{Code, Job, Knobs, Runtime, Untranslatable};
 use crate::cranelift::Cranelift;
 use crate::region::Region;
+use crate::slots::Slot;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::time::{Duration, Instant};

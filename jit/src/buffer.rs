@@ -26,9 +26,12 @@ pub struct CodeBuffer {
 unsafe impl Send for CodeBuffer {}
 
 impl CodeBuffer {
-    /// `len` bytes, at least a page.
+    /// Jumps reach from any place to any other.
+    pub const MOST: usize = 1 << 30;
+
+    /// `len` bytes, at least 64 KiB and at most [`Self::MOST`].
     pub fn new(len: usize) -> io::Result<Self> {
-        let len = len.max(1 << 16).next_multiple_of(1 << 16);
+        let len = len.clamp(1 << 16, Self::MOST).next_multiple_of(1 << 16);
         let file = memfd_create("trimaran code", MemfdFlags::CLOEXEC)?;
         ftruncate(&file, len as u64)?;
         // SAFETY: new mappings of a file of our own, placed by the kernel.
@@ -61,6 +64,11 @@ impl CodeBuffer {
         }
         self.free = (self.next + chunk).min(self.len);
         Some(self.next..self.free)
+    }
+
+    /// And where it is written.
+    pub fn writable(&self, offset: usize) -> usize {
+        self.write as usize + offset
     }
 
     /// Copies code into the room made; returns its offset.

@@ -18,6 +18,7 @@ mod perf_map;
 mod places;
 pub mod region;
 pub mod runtime;
+pub mod slots;
 mod stats;
 mod stubs;
 mod translations;

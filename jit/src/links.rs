@@ -5,7 +5,8 @@
 //! pages survive a load of CR3. In user code they carry the salt of the space they were made in, and match nothing in
 //! another one. All links into a region are cut when it is dropped.
 
-use crate::abi::{JUMP_ENTRIES, JumpEntry, Slot, jump_index, user_salt};
+use crate::abi::{JUMP_ENTRIES, JumpEntry, jump_index, user_salt};
+use crate::slots::Slot;
 use rustc_hash::{FxHashMap, FxHashSet};
 use std::sync::atomic::Ordering;
 use trimaran_cpu::blocks::BlockKey;

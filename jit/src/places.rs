@@ -6,8 +6,9 @@
 //! links at once, and notes for the engine, which must know of all links.
 #![allow(unsafe_code)]
 
-use crate::abi::{JumpEntry, Slot, jump_index};
+use crate::abi::{JumpEntry, jump_index};
 use crate::links::SlotName;
+use crate::slots::Slot;
 use trimaran_cpu::Vcpu;
 use trimaran_cpu::blocks::BlockKey;
 use trimaran_cpu::ram::PAGE;
@@ -102,9 +103,17 @@ pub unsafe extern "C" fn find(v: *mut Vcpu, slot: *const Slot) -> u64 {
     let slot = match unsafe { slot.as_ref() } {
         // Local links are checked by the engine, once and for all.
         Some(slot) if !slot.far => return 0,
+        // Code that is linked otherwise must not be changed while it may run.
+        Some(slot) if !slot.leads_nowhere() && !slot.leads_to(place.code) => return 0,
         Some(slot) => {
             if v.key().user() {
+                let known = slot.leads_to(place.code);
                 slot.link_too(address ^ salt, place.code);
+                if known {
+                    // For another address or space.
+                    v.translated.found += 1;
+                    return place.code;
+                }
             } else {
                 slot.link(address, place.code);
             }

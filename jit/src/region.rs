@@ -3,7 +3,7 @@
 //! A region is found from decoded blocks of the interpreter, so their bytes are marked as code already. Offsets are
 //! relative to RIP at its entry: a region runs wherever its page is mapped.
 
-use crate::abi::Slot;
+use crate::slots::Slot;
 use crate::tree;
 use iced_x86::Mnemonic;
 use std::collections::VecDeque;

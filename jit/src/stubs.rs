@@ -17,10 +17,11 @@ pub fn install(buffer: &mut CodeBuffer) -> Option<Runtime> {
         Some(buffer.address(at))
     };
     #[cfg(target_arch = "x86_64")]
-    let (trampoline, unlinked) = (put(&x86_64::trampoline())?, put(&x86_64::unlinked())?);
+    let (trampoline, unlinked, serialize) =
+        (put(&x86_64::trampoline())?, put(&x86_64::unlinked())?, put(&x86_64::serialize())?);
     #[cfg(not(target_arch = "x86_64"))]
-    let (trampoline, unlinked) =
-        (put(&crate::cranelift::stubs::trampoline()?)?, put(&crate::cranelift::stubs::unlinked()?)?);
+    let (trampoline, unlinked, serialize) =
+        (put(&crate::cranelift::stubs::trampoline()?)?, put(&crate::cranelift::stubs::unlinked()?)?, 0);
     #[cfg(target_arch = "x86_64")]
     let (miss, settle_keeping) =
         (put(&crate::emitter::miss::miss_thunk())?, put(&crate::emitter::miss::settle_thunk())?);
@@ -30,6 +31,7 @@ pub fn install(buffer: &mut CodeBuffer) -> Option<Runtime> {
     Some(Runtime {
         trampoline,
         unlinked,
+        serialize,
         run_helper: runtime::run_helper as *const () as usize,
         run_helpers: runtime::run_helpers as *const () as usize,
         run_last: runtime::run_last as *const () as usize,
@@ -51,7 +53,9 @@ fn preserving() -> &'static [Option<Vec<u8>>; 2] {
 
 #[cfg(target_arch = "x86_64")]
 mod x86_64 {
+    use crate::slots::Slot;
     use dynasmrt::{DynasmApi, DynasmLabelApi, dynasm};
+    use trimaran_cpu::state::gpr;
     use trimaran_cpu::translate::offset;
 
     type Assembler = dynasmrt::VecAssembler<dynasmrt::x64::X64Relocation>;
@@ -73,12 +77,44 @@ mod x86_64 {
         a.finalize().unwrap_or_default()
     }
 
+    /// `extern "C" fn()`: an IRET to the next instruction, which is one of the few serializing ones that a host under a hypervisor
+    /// does not leave to it.
+    pub fn serialize() -> Vec<u8> {
+        let mut a = Assembler::new(0);
+        dynasm!(a
+            ; .arch x64
+            ; mov rcx, rsp
+            ; mov eax, ss
+            ; push rax ; push rcx
+            ; pushfq
+            ; mov eax, cs
+            ; push rax
+            ; lea rax, [>next]
+            ; push rax
+            ; iretq
+            ; next:
+            ; ret
+        );
+        a.finalize().unwrap_or_default()
+    }
+
     /// A slot that leads nowhere, or an entry of the jump table that is wanting (RDX: 0): if nothing is found, the engine gets
     /// the budget and the slot, or [`crate::abi::LOOKUP`].
     pub fn unlinked() -> Vec<u8> {
         let mut a = Assembler::new(0);
         dynasm!(a
             ; .arch x64
+            // Another page, and the second of the tags?
+            ; test rdx, rdx
+            ; jz >look
+            ; cmp BYTE [rdx + Slot::FAR as i32], 0
+            ; je >look
+            ; mov rax, [rdi + offset::gpr(gpr::RIP) as i32]
+            ; xor rax, [rdi + offset::SALT as i32]
+            ; cmp rax, [rdx + Slot::TAGS as i32 + 8]
+            ; jne >look
+            ; jmp QWORD [rdx + Slot::CODE as i32]
+            ; look:
             ; push rdi ; push rsi ; push rdx
             ; mov rsi, rdx
             ; mov rax, QWORD crate::places::find as *const () as i64

@@ -5,7 +5,7 @@
 //! attention word.
 #![allow(unsafe_code)]
 
-use crate::abi::{self, Code, Job, Knobs, Runtime, Sharing, Slot, Untranslatable};
+use crate::abi::{self, Code, Job, Knobs, Runtime, Sharing, Untranslatable};
 use crate::background::{Background, Request};
 use crate::buffer::CodeBuffer;
 use crate::cranelift::Cranelift;
@@ -16,6 +16,7 @@ use crate::perf_map::PerfMap;
 use crate::places::{NEAR, Places, near_the_hole};
 use crate::region::{Limits, Region};
 use crate::runtime::{self, collect_float_flags};
+use crate::slots::Slot;
 use crate::stats::Stats;
 use crate::stubs;
 use rustc_hash::{FxHashMap, FxHashSet};
@@ -99,6 +100,8 @@ pub struct Translations {
     left_by: Option<SlotName>,
     stats: Stats,
     perf_map: Option<PerfMap>,
+    /// Code was written, or links over other links, since the host was told last.
+    written: bool,
 }
 
 impl Translations {
@@ -126,6 +129,7 @@ impl Translations {
             left_by: None,
             stats: Stats::default(),
             perf_map: options.perf_map.then(PerfMap::open).flatten(),
+            written: false,
         }
     }
 
@@ -280,6 +284,12 @@ impl Translations {
         let memory = self.memory.as_mut()?;
         let at = memory.code.put(&code.bytes);
         let entry = memory.code.address(at);
+        for &(slot, jump) in &code.jumps {
+            let (write, after) = (memory.code.writable(at + jump), entry + jump + 4);
+            // SAFETY: the emitter says where in its code; slots and code are dropped together.
+            unsafe { slots[slot].place(write, after) };
+        }
+        self.written = true;
         self.add_to_page(v, id, region.page, region.generation);
         if region.page2 != NONE {
             self.add_to_page(v, id, region.page2, region.generation2);
@@ -373,6 +383,7 @@ impl Translations {
             {
                 slot.unlink(stub);
                 self.stats.cut += 1;
+                self.written = true;
             }
         }
         let Region { page, offset, key, .. } = *old.region;
@@ -414,11 +425,13 @@ impl Translations {
             return;
         }
         let entry = target.entry as u64;
+        let over = !slot.leads_nowhere();
         if target.region.key.user() {
             slot.link_too(address ^ abi::user_salt(v.tlb.space(Class::User)), entry);
         } else {
             slot.link(address, entry);
         }
+        self.written |= over;
         self.book_link(v, name, id, address);
         self.note_place(id);
     }
@@ -455,6 +468,7 @@ impl Translations {
     fn mapping_changed(&mut self, change: &MappingChange) {
         self.stats.mapping_changes += 1;
         let stub = self.memory.as_ref().map_or(0, |m| m.runtime.unlinked as u64);
+        self.written = true;
         let (live, cut) = (&self.live, &mut self.stats.cut);
         self.links.mapping_changed(change, |name, address| {
             if let Some(slot) = slot_of(live, name).filter(|s| leads_to(s, address)) {
@@ -467,11 +481,11 @@ impl Translations {
     /// Another space of user code may have come, or its numbers begun anew.
     fn user_space_changed(&mut self, v: &Vcpu) {
         let stub = self.memory.as_ref().map_or(0, |m| m.runtime.unlinked as u64);
-        let (live, cut) = (&self.live, &mut self.stats.cut);
+        let (live, cut, written) = (&self.live, &mut self.stats.cut, &mut self.written);
         self.links.user_space(v.tlb.era(), v.tlb.space(Class::User), |name| {
             if let Some(slot) = slot_of(live, name) {
                 slot.unlink(stub);
-                *cut += 1;
+                (*cut, *written) = (*cut + 1, true);
             }
         });
     }
@@ -565,6 +579,10 @@ impl Translations {
         v.prepare_translated();
         (v.translated.jump_table, v.translated.salt) = self.links.table(live.region.key);
         v.translated.places = &raw mut *self.places as usize;
+        if std::mem::take(&mut self.written) && memory.runtime.serialize != 0 {
+            // SAFETY: the stub's address and signature are `stubs.rs`'s.
+            unsafe { std::mem::transmute::<usize, extern "C" fn()>(memory.runtime.serialize)() };
+        }
         let retired = v.state.retired;
         let budget = v.budget;
         self.stats.entries += 1;

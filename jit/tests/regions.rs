@@ -15,10 +15,11 @@ use trimaran_cpu::ram::Ram;
 use trimaran_cpu::shared::CodeFence;
 use trimaran_cpu::state::{attr, cr0, cr4, efer, gpr, seg};
 use trimaran_cpu::{Vcpu, VcpuConfig};
-use trimaran_jit::abi::{Job, Runtime, Slot};
+use trimaran_jit::abi::{Job, Runtime};
 use trimaran_jit::cranelift::Cranelift;
 use trimaran_jit::emitter;
 use trimaran_jit::region::{Limits, Region};
+use trimaran_jit::slots::Slot;
 
 const CODE: u64 = 0x1000;
 const RAM: u64 = 0x10000;
@@ -147,6 +148,7 @@ fn runtime() -> Runtime {
     Runtime {
         trampoline: STUB,
         unlinked: STUB,
+        serialize: STUB,
         run_helper: STUB,
         run_helpers: STUB,
         run_last: STUB,

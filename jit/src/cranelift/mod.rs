@@ -114,6 +114,6 @@ impl Cranelift {
         let explanation = intermediate
             .map(|intermediate| Explanation { intermediate, origins: explain::origins(&code.buffer) });
         // Instructions are the region's, which the engine keeps.
-        Ok(Code { bytes: code.buffer.data().to_vec(), keep: Box::new(()), explanation })
+        Ok(Code { bytes: code.buffer.data().to_vec(), keep: Box::new(()), jumps: Vec::new(), explanation })
     }
 }

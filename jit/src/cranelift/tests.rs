@@ -2,8 +2,9 @@
 //! steps of random budgets, whole states compared at each stop.
 
 use super::{Cranelift, Effort};
-use crate::abi::{Job, Runtime, Slot};
+use crate::abi::{Job, Runtime};
 use crate::region::{Limits, Region};
+use crate::slots::Slot;
 use crate::{Jit, JitOptions, Tier};
 use rand::rngs::SmallRng;
 use rand::{Rng, SeedableRng};

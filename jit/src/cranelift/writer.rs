@@ -13,8 +13,9 @@ use super::flags::{FlagState, Node};
 use super::memory::KnownPage;
 use super::plan::{BlockPlan, Plan, transfers};
 use super::values::{Bit, Val};
-use crate::abi::{self, Job, Slot, Untranslatable};
+use crate::abi::{self, Job, Untranslatable};
 use crate::region::{End, Target};
+use crate::slots::Slot;
 use cranelift_codegen::ir::condcodes::IntCC;
 use cranelift_codegen::ir::{
     AbiParam, Block, Endianness, InstBuilder, MemFlagsData, SigRef, Signature, SourceLoc, Type,

@@ -8,8 +8,9 @@ use super::registers::{Emitter, Facts, State};
 use super::shapes::Shape;
 use super::snapshot::Keep;
 use super::value::Val;
-use crate::abi::{self, JUMP_ENTRIES, JumpEntry, Slot};
+use crate::abi::{self, JUMP_ENTRIES, JumpEntry};
 use crate::region::{End, Target};
+use crate::slots::Slot;
 use trimaran_cpu::insn::{Insn, W, prefix};
 use trimaran_cpu::kernels::{Kernel, perform};
 use trimaran_cpu::state::gpr;
@@ -116,19 +117,15 @@ impl Emitter<'_> {
         self.write_all();
         self.refund();
         self.move_rip(delta);
-        self.asm.mov_imm(RDX, (self.job.slots + slot * Slot::SIZE) as u64);
         if far {
             self.asm.load(W::Q, RAX, field(RIP));
             if self.job.region.key.user() {
                 self.asm.alu_load(Alu::Xor, W::Q, RAX, field(offset::SALT));
-                self.asm.alu_load(Alu::Cmp, W::Q, RAX, at(RDX, Slot::TAGS as i32));
-                self.asm.jcc(cc::NE, self.common.second_tag);
-            } else {
-                self.asm.alu_load(Alu::Cmp, W::Q, RAX, at(RDX, Slot::TAGS as i32));
-                self.asm.jcc(cc::NE, self.common.unlinked);
             }
         }
-        self.asm.jmp_mem(at(RDX, Slot::CODE as i32));
+        self.asm.slot_jump(slot, far);
+        self.asm.mov_imm(RDX, (self.job.slots + slot * Slot::SIZE) as u64);
+        self.asm.jmp(self.common.unlinked);
     }
 
     /// Leaves with RIP at `delta`.
@@ -472,7 +469,7 @@ impl Emitter<'_> {
         }
     }
 
-    /// What stands once at the end; `keep` has its final address.
+    /// What stands once at the end, as far as it is wanted; `keep` has its final address.
     pub fn common_code(&mut self, keep: &Keep) {
         let (c, r) = (self.common, self.job.runtime);
         let kept = match (self.uses_vectors, self.ymm) {
@@ -480,50 +477,55 @@ impl Emitter<'_> {
             (true, false) => miss::WITH_XMM,
             (true, true) => miss::WITH_YMM,
         };
-        let a = &mut self.cold;
-        a.bind(c.miss);
-        a.store(W::Q, field(miss::NUMBER), RAX);
-        a.mov_imm(RAX, std::ptr::from_ref(keep) as u64);
-        a.store(W::Q, field(miss::KEEP), RAX);
-        a.mov_imm(RAX, (r.miss + kept) as u64);
-        a.jmp_reg(RAX);
-
-        a.bind(c.settle);
-        let settle = r.settle_keeping + kept;
-        a.mov_imm(RAX, settle as u64);
-        a.jmp_reg(RAX);
-
+        if self.binds(c.miss) {
+            let a = &mut self.cold;
+            a.store(W::Q, field(miss::NUMBER), RAX);
+            a.mov_imm(RAX, std::ptr::from_ref(keep) as u64);
+            a.store(W::Q, field(miss::KEEP), RAX);
+            a.jmp_far((r.miss + kept) as u64);
+        }
+        if self.binds(c.settle) {
+            self.cold.jmp_far((r.settle_keeping + kept) as u64);
+        }
         // RDI stays; RSI becomes the budget, the sign flag that of the result.
-        a.bind(c.helper);
-        a.push(super::encode::RDI);
-        a.push(super::encode::RDI);
-        a.mov_imm(RAX, r.run_helpers as u64);
-        a.call_reg(RAX);
-        a.pop(super::encode::RDI);
-        a.pop(super::encode::RDI);
-        a.mov(W::Q, RSI, RAX);
-        a.test(W::Q, RAX, RAX);
-        a.ret();
-
-        a.bind(c.done);
-        a.mov_imm(RAX, abi::DONE);
-        a.ret();
-
-        a.bind(c.second_tag);
-        a.alu_load(Alu::Cmp, W::Q, RAX, at(RDX, Slot::TAGS as i32 + 8));
-        a.jcc(cc::NE, c.unlinked);
-        a.jmp_mem(at(RDX, Slot::CODE as i32));
-        a.bind(c.missing);
-        a.mov_imm(RDX, abi::LOOKUP);
-        a.bind(c.unlinked);
-        a.mov_imm(RAX, r.unlinked as u64);
-        a.jmp_reg(RAX);
-
-        for (label, word) in [(c.stop, abi::STOP), (c.lookup, abi::LOOKUP)] {
-            a.bind(label);
-            a.store(W::Q, field(offset::BUDGET), RSI);
-            a.mov_imm(RAX, word);
+        if self.binds(c.helper) {
+            let a = &mut self.cold;
+            a.push(super::encode::RDI);
+            a.push(super::encode::RDI);
+            a.mov_imm(RAX, r.run_helpers as u64);
+            a.call_reg(RAX);
+            a.pop(super::encode::RDI);
+            a.pop(super::encode::RDI);
+            a.mov(W::Q, RSI, RAX);
+            a.test(W::Q, RAX, RAX);
             a.ret();
         }
+        if self.binds(c.done) {
+            self.cold.mov_imm(RAX, abi::DONE);
+            self.cold.ret();
+        }
+        if self.binds(c.missing) {
+            self.cold.mov_imm(RDX, abi::LOOKUP);
+            self.cold.jmp(c.unlinked);
+        }
+        if self.binds(c.unlinked) {
+            self.cold.jmp_far(r.unlinked as u64);
+        }
+        for (label, word) in [(c.stop, abi::STOP), (c.lookup, abi::LOOKUP)] {
+            if self.binds(label) {
+                self.cold.store(W::Q, field(offset::BUDGET), RSI);
+                self.cold.mov_imm(RAX, word);
+                self.cold.ret();
+            }
+        }
+    }
+
+    /// Binds a label of the common code if something goes there.
+    fn binds(&mut self, label: Label) -> bool {
+        let used = self.asm.uses(label) || self.cold.uses(label);
+        if used {
+            self.cold.bind(label);
+        }
+        used
     }
 }

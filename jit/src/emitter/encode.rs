@@ -6,6 +6,7 @@
 //! are dynasm!.
 
 use super::shapes::Shape;
+use crate::slots::{NO_TAG, SlotJump};
 use trimaran_cpu::insn::W;
 
 /// Number of a host register, as encoded.
@@ -88,6 +89,8 @@ pub struct Label(u32);
 pub struct Asm {
     pub bytes: Vec<u8>,
     fixups: Vec<(u32, Label)>,
+    /// Slots, and where the distances of their jumps stand.
+    jumps: Vec<(usize, u32)>,
     bound: Vec<(Label, u32)>,
     /// Whether flags were changed since somebody cleared this.
     pub clobbered: bool,
@@ -110,6 +113,7 @@ impl Asm {
         Asm {
             bytes: Vec::with_capacity(n * 64 + 256),
             fixups: Vec::with_capacity(n * 3),
+            jumps: Vec::new(),
             bound: Vec::with_capacity(n * 3),
             clobbered: true,
         }
@@ -509,11 +513,27 @@ impl Asm {
         self.fixups.push((self.bytes.len() as u32, to));
         self.i32(0);
     }
+    /// The way out through a slot: a jump to be written there, until then to what follows (`slots.rs`). `far`: only if
+    /// RAX is the tag; spoils RCX.
+    pub fn slot_jump(&mut self, slot: usize, far: bool) {
+        if far {
+            self.head(W::Q, 0xB8 | u32::from(RCX), NONE, NONE, RCX, [NONE; 2]);
+            self.bytes.extend_from_slice(&NO_TAG.to_le_bytes());
+            self.alu(Alu::Cmp, W::Q, RAX, RCX);
+            // Over the jump.
+            self.bytes.extend_from_slice(&[0x70 | cc::NE, 5]);
+        }
+        self.bytes.push(0xE9);
+        self.jumps.push((slot, self.bytes.len() as u32));
+        self.i32(0);
+    }
     pub fn jmp_mem(&mut self, m: Mem) {
         self.rm(W::D, 0xFF, 4, NONE, m);
     }
-    pub fn jmp_reg(&mut self, r: Reg) {
-        self.ext(W::D, 0xFF, 4, r);
+    /// To an address out of the region; spoils RAX.
+    pub fn jmp_far(&mut self, address: u64) {
+        self.mov_imm(RAX, address);
+        self.ext(W::D, 0xFF, 4, RAX);
     }
     pub fn call_reg(&mut self, r: Reg) {
         self.clobbered = true;
@@ -533,8 +553,13 @@ impl Asm {
         self.bound.push((label, self.bytes.len() as u32));
     }
 
-    /// Appends `cold` and resolves all jumps. None: a label was never bound.
-    pub fn finish(mut self, cold: &Asm, labels: &Labels) -> Option<Vec<u8>> {
+    /// Whether something goes there.
+    pub fn uses(&self, label: Label) -> bool {
+        self.fixups.iter().any(|f| f.1 == label)
+    }
+
+    /// Appends `cold` and resolves all jumps but those of slots, which it returns with the code. None: a label was never bound.
+    pub fn finish(mut self, cold: &Asm, labels: &Labels) -> Option<(Vec<u8>, Vec<SlotJump>)> {
         let base = self.bytes.len() as u32;
         let mut places = vec![u32::MAX; labels.0 as usize];
         for &(label, place) in &self.bound {
@@ -554,6 +579,9 @@ impl Asm {
             let from = from as usize;
             self.bytes[from..from + 4].copy_from_slice(&distance.to_le_bytes());
         }
-        Some(self.bytes)
+        let jumps = self.jumps.iter().map(|j| (j.0, j.1 as usize));
+        let moved = cold.jumps.iter().map(|j| (j.0, (j.1 + base) as usize));
+        let jumps = jumps.chain(moved).collect();
+        Some((self.bytes, jumps))
     }
 }

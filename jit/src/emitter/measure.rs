@@ -2,8 +2,9 @@
 
 use super::tests::{Bench, CODE, DATA, Machine, program, show};
 use super::{compile, miss};
-use crate::abi::{Job, Slot};
+use crate::abi::Job;
 use crate::region::{Limits, Region};
+use crate::slots::Slot;
 use rand::SeedableRng;
 use rand::rngs::SmallRng;
 use trimaran_cpu::state::gpr;

@@ -58,6 +58,7 @@ pub fn compile(job: &Job) -> Result<Code, Untranslatable> {
     let keep = Box::new(Keep::new(snapshots, flags, (e.code64, e.ymm), job.owner));
     e.common_code(&keep);
     let Emitter { asm, cold, labels, .. } = e;
-    let bytes = asm.finish(&cold, &labels).ok_or_else(|| Untranslatable("a jump to nowhere".into()))?;
-    Ok(Code { bytes, keep, explanation: None })
+    let (bytes, jumps) =
+        asm.finish(&cold, &labels).ok_or_else(|| Untranslatable("a jump to nowhere".into()))?;
+    Ok(Code { bytes, keep, jumps, explanation: None })
 }

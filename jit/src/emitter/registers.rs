@@ -176,8 +176,7 @@ pub struct Common {
     pub settle: Label,
     pub helper: Label,
     pub done: Label,
-    /// RAX: what the tags of the slot at RDX are compared with; the first is another.
-    pub second_tag: Label,
+    /// RDX: the slot.
     pub unlinked: Label,
     /// The jump table has no entry for RIP.
     pub missing: Label,
@@ -193,7 +192,6 @@ impl<'a> Emitter<'a> {
             settle: labels.make(),
             helper: labels.make(),
             done: labels.make(),
-            second_tag: labels.make(),
             unlinked: labels.make(),
             missing: labels.make(),
             stop: labels.make(),

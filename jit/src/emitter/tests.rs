@@ -1,10 +1,11 @@
 //! The emitter against the interpreter: random code on two small machines, whole states compared.
 
 use super::{compile, miss, shapes, vector_tests};
-use crate::abi::{self, JUMP_ENTRIES, Job, JumpEntry, Slot};
+use crate::abi::{self, JUMP_ENTRIES, Job, JumpEntry};
 use crate::buffer::CodeBuffer;
 use crate::region::{Limits, Region};
 use crate::runtime::collect_float_flags;
+use crate::slots::Slot;
 use crate::stubs;
 use iced_x86::{Decoder, DecoderOptions, FlowControl, Instruction};
 use rand::rngs::SmallRng;
