@@ -128,6 +128,7 @@ fn translate(
         settle_preserving: STUB,
         miss: STUB,
         settle_keeping: STUB,
+        arm_keeping: STUB,
         ..Runtime::default()
     };
     let mut flat = processor();

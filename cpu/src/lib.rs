@@ -30,5 +30,5 @@ pub mod trace;
 pub mod translate;
 mod vcpu;
 
-pub use fpu::use_soft;
+pub use fpu::{INITIAL_CONTROL, status as x87_status, use_soft, uses_soft};
 pub use vcpu::{Counters, Vcpu, VcpuConfig};

@@ -67,6 +67,15 @@ pub struct PendingFlags {
     pub r: u64,
 }
 
+/// Bits of [`Translated::x87_used`].
+pub mod x87_used {
+    /// The host's control word is the guest's, and all exceptions are masked; the host's status word has the guest's
+    /// exceptions and C0, C2, C3, whatever the guest's in memory says.
+    pub const ARMED: u8 = 1;
+    /// And its C1.
+    pub const C1: u8 = 2;
+}
+
 /// The fields of a [`Vcpu`] that only translated code and its engine use.
 #[repr(C)]
 #[derive(Clone, Debug, Default)]
@@ -91,6 +100,8 @@ pub struct Translated {
     /// Not 0: this run of translated code has used the host's SSE unit for the guest's arithmetic, so the host's MXCSR
     /// holds sticky flags of the guest.
     pub float_used: u8,
+    /// What the host's x87 unit holds of the guest's: see [`x87_used`].
+    pub x87_used: u8,
     /// Scratch for stubs.
     pub scratch: [u64; 4],
     /// Helpers that translated code called, by `iced_x86::Code`.
@@ -118,7 +129,7 @@ pub mod offset {
     use super::{PendingFlags, Translated};
     use crate::Vcpu;
     use crate::flags::LazyFlags;
-    use crate::state::{CpuState, Segment};
+    use crate::state::{CpuState, F80, Segment, X87};
     use std::mem::offset_of;
 
     const STATE: usize = offset_of!(Vcpu, state);
@@ -137,6 +148,25 @@ pub mod offset {
     pub const fn segment_base(segment: usize) -> usize {
         STATE + offset_of!(CpuState, seg) + segment * size_of::<Segment>() + offset_of!(Segment, base)
     }
+    pub const fn segment_selector(segment: usize) -> usize {
+        STATE + offset_of!(CpuState, seg) + segment * size_of::<Segment>() + offset_of!(Segment, selector)
+    }
+    const X87: usize = STATE + offset_of!(CpuState, x87);
+    /// An x87 register by its physical number.
+    pub const fn x87_register(n: usize) -> usize {
+        X87 + offset_of!(X87, registers) + n * size_of::<F80>()
+    }
+    /// Words.
+    pub const X87_CONTROL: usize = X87 + offset_of!(X87, control);
+    pub const X87_STATUS: usize = X87 + offset_of!(X87, status);
+    pub const X87_INSTRUCTION_SELECTOR: usize = X87 + offset_of!(X87, instruction_selector);
+    pub const X87_DATA_SELECTOR: usize = X87 + offset_of!(X87, data_selector);
+    /// A byte, directly behind the status word.
+    pub const X87_VALID: usize = X87 + offset_of!(X87, valid);
+    const _: () = assert!(X87_VALID == X87_STATUS + 2);
+    /// Quadwords.
+    pub const X87_INSTRUCTION_POINTER: usize = X87 + offset_of!(X87, instruction_pointer);
+    pub const X87_DATA_POINTER: usize = X87 + offset_of!(X87, data_pointer);
     pub const MXCSR: usize = STATE + offset_of!(CpuState, mxcsr);
     pub const BUDGET: usize = offset_of!(Vcpu, budget);
     /// Bytes that are 0 or 1.
@@ -159,6 +189,7 @@ pub mod offset {
     pub const JUMP_TABLE: usize = TRANSLATED + offset_of!(Translated, jump_table);
     pub const SALT: usize = TRANSLATED + offset_of!(Translated, salt);
     pub const FLOAT_USED: usize = TRANSLATED + offset_of!(Translated, float_used);
+    pub const X87_USED: usize = TRANSLATED + offset_of!(Translated, x87_used);
     pub const SCRATCH: usize = TRANSLATED + offset_of!(Translated, scratch);
 }
 

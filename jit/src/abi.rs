@@ -27,6 +27,9 @@
 //! arithmetic, as long as it sets `FLOAT_USED` to 1 before, in each entry and after each helper: the engine
 //! then collects the sticky flags. At entry, and after a helper, the host's MXCSR is 0x1F80 but for flags of the guest's.
 //!
+//! **x87** (x86-64 hosts). `Translated::x87_used` says what the host's unit holds of the guest's (`emitter/x87/`). Whoever leaves
+//! code or runs a helper has the engine take it back; from region to region it stays. The register stack is empty there.
+//!
 //! **Helpers.** With registers and flags written back (RIP not), code calls [`crate::runtime::run_helper`] and drops what
 //! it knew of registers and flags. The result is the new budget, or a negative number: then the code returns
 //! [`DONE`] and touches nothing more. The last instruction of a block that ends with the dispatcher, and control transfers
@@ -94,6 +97,7 @@ pub struct Runtime {
     /// The emitter's thunks (`emitter/miss.rs`); 0 where there is no emitter.
     pub miss: usize,
     pub settle_keeping: usize,
+    pub arm_keeping: usize,
 }
 
 /// Which accesses of a region may share a look-up in the TLB.
@@ -116,6 +120,8 @@ pub struct Job<'a> {
     /// The engine's number for the region.
     pub owner: u32,
     pub sharing: Sharing,
+    /// x87 instructions may run on the host's unit.
+    pub x87: bool,
     /// Address of a 32-bit counter to take down at each entry and back edge; at 0 leave with [`HOT`] (at a back
     /// edge: [`LOOKUP`]). None: do not count.
     pub counter: Option<usize>,
@@ -140,6 +146,7 @@ impl<'a> Job<'a> {
             runtime,
             owner: 0,
             sharing: Sharing::default(),
+            x87: !trimaran_cpu::uses_soft(),
             counter: None,
             knobs: Knobs::default(),
         }

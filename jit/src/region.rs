@@ -64,6 +64,8 @@ pub struct Region {
     /// Offset of the entry in its page.
     pub offset: u64,
     pub blocks: Vec<Block>,
+    /// TOP of the x87 stack when the region was made.
+    pub top: u8,
     /// How many slots its exits want.
     pub slots: usize,
     /// Every block but the first has one way in. Chains of blocks stand one after the other; the first of a chain is where
@@ -198,6 +200,7 @@ impl Region {
             generation2: head.generation2,
             offset: rip % PAGE,
             blocks: Vec::new(),
+            top: vcpu.state.x87.top(),
             slots: 0,
             tree: limits.tree,
         };

@@ -5,15 +5,30 @@ use trimaran_cpu::Vcpu;
 use trimaran_cpu::insn::Insn;
 use trimaran_cpu::state::gpr;
 
-/// What code leaves in `SCRATCH[3]` where a window of a region failed (see `emitter/windows.rs`): it crossed a page, or
-/// the page was not writable.
-pub fn trouble(owner: u32, crossing: bool) -> u64 {
-    u64::from(owner) << 1 | u64::from(crossing) | 1 << 63
+/// What a region took for granted, and was not so.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Trouble {
+    /// A window's page (see `emitter/windows.rs`) was not writable.
+    Write,
+    /// A window crossed a page.
+    Crossing,
+    /// The state of the x87 unit (see `emitter/x87/`).
+    X87,
+}
+
+/// What code leaves in `SCRATCH[3]` then.
+pub fn trouble(owner: u32, trouble: Trouble) -> u64 {
+    u64::from(owner) << 2 | trouble as u64 | 1 << 63
 }
 
 /// The region and its trouble.
-pub fn troubled(word: u64) -> Option<(u32, bool)> {
-    (word >> 63 != 0).then_some(((word >> 1) as u32, word & 1 != 0))
+pub fn troubled(word: u64) -> Option<(u32, Trouble)> {
+    let trouble = match word & 3 {
+        0 => Trouble::Write,
+        1 => Trouble::Crossing,
+        _ => Trouble::X87,
+    };
+    (word >> 63 != 0).then_some(((word >> 2) as u32, trouble))
 }
 
 /// Moves RIP by a distance; outside 64-bit mode it has 32 bits.
@@ -22,10 +37,11 @@ fn move_rip(v: &mut Vcpu, delta: i64) {
     v.state.gpr[gpr::RIP] = if v.key().code64() { rip } else { rip & 0xFFFF_FFFF };
 }
 
-/// Makes the sticky flags that the host's MXCSR has gathered for the guest architectural, and clears them there. Rust
-/// code that runs afterwards may use the unit.
+/// Makes what the host's floating-point units hold of the guest architectural: the sticky flags in MXCSR, which are cleared
+/// there, and the x87 unit's words. Rust code that runs afterwards may use the units.
 #[cfg(target_arch = "x86_64")]
 pub fn collect_float_flags(v: &mut Vcpu) {
+    crate::emitter::x87::host::collect(v);
     if std::mem::take(&mut v.translated.float_used) == 0 {
         return;
     }

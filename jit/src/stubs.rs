@@ -23,10 +23,12 @@ pub fn install(buffer: &mut CodeBuffer) -> Option<Runtime> {
     let (trampoline, unlinked, serialize) =
         (put(&crate::cranelift::stubs::trampoline()?)?, put(&crate::cranelift::stubs::unlinked()?)?, 0);
     #[cfg(target_arch = "x86_64")]
-    let (miss, settle_keeping) =
-        (put(&crate::emitter::miss::miss_thunk())?, put(&crate::emitter::miss::settle_thunk())?);
+    let [miss, settle_keeping, arm_keeping] = {
+        use crate::emitter::miss::{arm_thunk, miss_thunk, settle_thunk};
+        [put(&miss_thunk())?, put(&settle_thunk())?, put(&arm_thunk())?]
+    };
     #[cfg(not(target_arch = "x86_64"))]
-    let (miss, settle_keeping) = (0, 0);
+    let [miss, settle_keeping, arm_keeping] = [0; 3];
     let [refill_preserving, settle_preserving] = preserving().each_ref().map(|c| put(c.as_ref()?));
     Some(Runtime {
         trampoline,
@@ -41,6 +43,7 @@ pub fn install(buffer: &mut CodeBuffer) -> Option<Runtime> {
         settle_preserving: settle_preserving.unwrap_or(0),
         miss,
         settle_keeping,
+        arm_keeping,
     })
 }
 

@@ -15,7 +15,7 @@ use crate::listing;
 use crate::perf_map::PerfMap;
 use crate::places::{NEAR, Places, near_the_hole};
 use crate::region::{Limits, Region};
-use crate::runtime::{self, collect_float_flags};
+use crate::runtime::{self, Trouble, collect_float_flags};
 use crate::slots::Slot;
 use crate::stats::Stats;
 use crate::stubs;
@@ -96,6 +96,8 @@ pub struct Translations {
     places: Box<Places>,
     /// Places whose regions had trouble with full sharing.
     sharing: FxHashMap<(u32, u64, BlockKey), Sharing>,
+    /// Places whose regions had trouble with the x87 unit.
+    no_x87: FxHashSet<(u32, u64, BlockKey)>,
     /// The slot through which code has just left.
     left_by: Option<SlotName>,
     stats: Stats,
@@ -126,6 +128,7 @@ impl Translations {
             links: Links::new(),
             places: Box::new(Places::new()),
             sharing: FxHashMap::default(),
+            no_x87: FxHashSet::default(),
             left_by: None,
             stats: Stats::default(),
             perf_map: options.perf_map.then(PerfMap::open).flatten(),
@@ -214,6 +217,7 @@ impl Translations {
             runtime: &runtime,
             owner: id,
             sharing: if self.options.no_shared_checks { Sharing::None } else { sharing },
+            x87: !trimaran_cpu::uses_soft() && !self.no_x87.contains(&place),
             counter: count,
             knobs: self.knobs(rip),
         };
@@ -615,9 +619,8 @@ impl Translations {
                 let insn = unsafe { &*(v.translated.scratch[0] as *const Insn) };
                 // Before a loop's head nothing has been charged.
                 let go_on = v.budget > 0 && v.run_handler(insn);
-                if let Some((id, crossing)) = runtime::troubled(std::mem::take(&mut v.translated.scratch[3]))
-                {
-                    self.note_trouble(v, id, crossing);
+                if let Some((id, trouble)) = runtime::troubled(std::mem::take(&mut v.translated.scratch[3])) {
+                    self.note_trouble(v, id, trouble);
                 }
                 go_on
             }
@@ -638,8 +641,9 @@ impl Translations {
         }
     }
 
-    /// A window of a region failed: if that happens often, the region is made again with less sharing.
-    fn note_trouble(&mut self, v: &mut Vcpu, id: u32, crossing: bool) {
+    /// A window of a region failed, or a guard: if that happens often, the region is made again with less sharing, or
+    /// with helpers.
+    fn note_trouble(&mut self, v: &mut Vcpu, id: u32, trouble: Trouble) {
         self.stats.troubles += 1;
         let Some(Some(live)) = self.live.get_mut(id as usize) else { return };
         live.troubles += 1;
@@ -647,10 +651,15 @@ impl Translations {
             return;
         }
         let place = (live.region.page, live.region.offset, live.region.key);
-        if self.sharing.len() >= MOST_PLACES {
+        if self.sharing.len() + self.no_x87.len() >= MOST_PLACES {
             self.sharing.clear();
+            self.no_x87.clear();
         }
-        self.sharing.insert(place, if crossing { Sharing::None } else { Sharing::Careful });
+        match trouble {
+            Trouble::Write => _ = self.sharing.insert(place, Sharing::Careful),
+            Trouble::Crossing => _ = self.sharing.insert(place, Sharing::None),
+            Trouble::X87 => _ = self.no_x87.insert(place),
+        }
         self.drop_region(v, id);
     }
 

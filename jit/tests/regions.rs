@@ -140,6 +140,11 @@ const PROGRAMS: &[(&str, Program)] = &[
     ("vector_integer", |a| { a.paddd(xmm0, xmm1)?; a.pxor(xmm2, xmm0)?; a.pshufd(xmm3, xmm2, 0x1B)?; a.ret() }),
     ("float_scalar", |a| { a.movsd_2(xmm0, qword_ptr(rbx))?; a.mulsd(xmm0, xmm1)?; a.addsd(xmm2, xmm0)?; a.ret() }),
     ("loop_dot", looped!(a: a.movsd_2(xmm0, qword_ptr(rsi + rcx * 8))?; a.mulsd(xmm0, qword_ptr(rdi + rcx * 8))?; a.addsd(xmm1, xmm0)?;)),
+    ("x87_expression", |a| { a.fld(qword_ptr(rbx))?; a.fmul(qword_ptr(rbx + 8))?; a.fadd(dword_ptr(rbx + 16))?; a.fstp(qword_ptr(rbx + 24))?; a.ret() }),
+    ("x87_long_double", |a| { a.fld(tbyte_ptr(rbx))?; a.fld(tbyte_ptr(rbx + 16))?; a.faddp(st1, st0)?; a.fstp(tbyte_ptr(rbx))?; a.ret() }),
+    ("x87_live_over_branch", |a| { let mut l = a.create_label(); a.fcomi(st0, st1)?; a.ja(l)?; a.fxch(st0, st1)?; a.set_label(&mut l)?; a.fstp(st1)?; a.ret() }),
+    ("x87_round_down", |a| { a.fnstcw(word_ptr(rsp))?; a.fldcw(word_ptr(rsp + 2))?; a.fistp(dword_ptr(rbx))?; a.fldcw(word_ptr(rsp))?; a.ret() }),
+    ("loop_x87_sum", looped!(a: a.fadd(qword_ptr(rsi + rcx * 8))?;)),
 ];
 
 /// Addresses like real ones, so that code has its real length.
@@ -158,6 +163,7 @@ fn runtime() -> Runtime {
         settle_preserving: STUB,
         miss: STUB,
         settle_keeping: STUB,
+        arm_keeping: STUB,
     }
 }
 

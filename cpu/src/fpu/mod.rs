@@ -25,6 +25,8 @@ mod transcendental;
 mod unit;
 mod wide;
 
+pub use unit::{INITIAL_CONTROL, status};
+
 use crate::insn::{Handler, Insn};
 use crate::state::F80;
 use iced_x86::{Instruction, MemorySize, Mnemonic as M};
@@ -148,6 +150,11 @@ static USE_SOFT: AtomicBool = AtomicBool::new(false);
 /// Chooses our own arithmetic for the whole process, where the host would have its own.
 pub fn use_soft(on: bool) {
     USE_SOFT.store(on, Relaxed);
+}
+
+/// Whether that was chosen, or the host has none.
+pub fn uses_soft() -> bool {
+    !cfg!(target_arch = "x86_64") || USE_SOFT.load(Relaxed)
 }
 
 fn engine() -> &'static Arithmetic {

@@ -49,6 +49,7 @@ fn runtime() -> Runtime {
         settle_preserving: at::STUBS_MADE + 0x1000,
         miss: 0,
         settle_keeping: 0,
+        arm_keeping: 0,
     }
 }
 

@@ -5,9 +5,9 @@ use super::flag_state::FlagState;
 use super::miss;
 use super::ops::Leave;
 use super::registers::{Emitter, Facts, State};
-use super::shapes::Shape;
 use super::snapshot::Keep;
 use super::value::Val;
+use super::x87::helper_moves_top;
 use crate::abi::{self, JUMP_ENTRIES, JumpEntry};
 use crate::region::{End, Target};
 use crate::slots::Slot;
@@ -31,12 +31,12 @@ pub struct Pending {
     refund: i32,
 }
 
-/// Whether an instruction goes to the interpreter's handler.
-pub fn is_helper(i: &Insn, frugal: bool, shape: Option<&Shape>) -> bool {
+/// Whether an instruction goes to the interpreter's handler. `native`: it runs as itself on the host.
+pub fn is_helper(i: &Insn, frugal: bool, native: bool) -> bool {
     use Kernel::{Call, CallIndirect, Helper, Lea, Leave, Nop, Pop, Push, Ret};
     let stack = matches!(i.kernel, Push | Pop | Call | CallIndirect | Ret | Leave);
     let memory = i.memory() && !matches!(i.kernel, Lea | Nop);
-    i.kernel == Helper && shape.is_none()
+    i.kernel == Helper && !native
         || frugal && i.form >= trimaran_cpu::interp::form::LOCKED_REG
         || memory && i.has(prefix::CHECKED)
         || stack && i.prefix & (prefix::CHECKED_STACK | prefix::STACK16) != 0
@@ -299,6 +299,9 @@ impl Emitter<'_> {
         self.state.drop_registers();
         self.state.flags = FlagState::SETTLED;
         self.flags_known = false;
+        let handled = &self.job.region.blocks[self.block].insns[self.number..self.number + count];
+        let top = handled.iter().fold(self.state.x87.top(), |top, i| helper_moves_top(i, top));
+        self.state.x87.moved(top);
     }
 
     /// The last instruction of a block by the interpreter, and out.
@@ -312,9 +315,18 @@ impl Emitter<'_> {
         self.asm.jmp(self.common.done);
     }
 
-    /// A vector instruction where decoding stopped: the region has no way on, but needs no dispatcher either.
-    fn vector_and_on(&mut self, i: &Insn, shape: &Shape) {
-        self.vector(i, shape);
+    /// An instruction that runs as itself on the host. False: it is another.
+    fn native(&mut self, i: &Insn) -> bool {
+        match self.facts() {
+            Facts { shape: Some(shape), .. } => self.vector(i, shape),
+            Facts { x87: Some(form), .. } => self.x87(i, form),
+            _ => return false,
+        }
+        true
+    }
+
+    /// After an instruction where decoding stopped: the region has no way on, but needs no dispatcher either.
+    fn go_behind(&mut self, i: &Insn) {
         self.busy = 0;
         self.pins |= self.state.flags.pins(&self.exprs);
         let w = if self.code64 { W::Q } else { W::D };
@@ -366,7 +378,7 @@ impl Emitter<'_> {
             (self.block, self.number, self.delta) = (n, 0, block.delta);
             if self.segments[n] {
                 if n == 0 || !region.tree {
-                    self.state = State::new(FlagState::UNKNOWN);
+                    self.state = State::new(FlagState::UNKNOWN, region.top);
                     self.flags_known = false;
                 }
                 if n == 0 {
@@ -405,7 +417,7 @@ impl Emitter<'_> {
         for (number, i) in block.insns.iter().enumerate() {
             self.number = number;
             self.leave = Leave::No;
-            let Facts { helper, shape, .. } = self.facts();
+            let helper = self.facts().helper;
             let control = matches!(
                 i.kernel,
                 Kernel::Jmp
@@ -418,9 +430,10 @@ impl Emitter<'_> {
                     | Kernel::CallIndirect
             );
             if number == last && (block.end == End::Dispatcher || helper && control) {
-                match shape {
-                    Some(shape) => self.vector_and_on(i, shape),
-                    None => self.run_last(i),
+                if self.native(i) {
+                    self.go_behind(i);
+                } else {
+                    self.run_last(i);
                 }
                 return false;
             }
@@ -431,9 +444,7 @@ impl Emitter<'_> {
                 let ahead = &self.facts[self.first_of_block[self.block]..][number + 1..last.max(number + 1)];
                 handled = number + 1 + ahead.iter().take_while(|f| f.helper).count();
                 self.helpers(i, handled - number);
-            } else if let Some(shape) = shape {
-                self.vector(i, shape);
-            } else {
+            } else if !self.native(i) {
                 let Ok(_) = perform(i.kernel, self, i);
             }
             self.follow(i);
@@ -486,6 +497,9 @@ impl Emitter<'_> {
         }
         if self.binds(c.settle) {
             self.cold.jmp_far((r.settle_keeping + kept) as u64);
+        }
+        if self.binds(c.arm) {
+            self.cold.jmp_far((r.arm_keeping + kept) as u64);
         }
         // RDI stays; RSI becomes the budget, the sign flag that of the result.
         if self.binds(c.helper) {

@@ -31,6 +31,17 @@ pub mod cc {
     pub const P: u8 = 10;
 }
 
+/// x87 instructions without operands.
+pub mod fpu {
+    pub const FNSTSW_AX: u16 = 0xDFE0;
+    /// FSTP ST(0).
+    pub const DROP: u16 = 0xDDD8;
+    /// FXCH ST(0), which only clears C1; others by adding their number.
+    pub const FXCH: u16 = 0xD9C8;
+    /// FLD ST(0); others by adding their number.
+    pub const FLD: u16 = 0xD9C0;
+}
+
 /// The group that shares one encoding: the number is its opcode's bits 3 to 5.
 #[derive(Clone, Copy)]
 pub enum Alu {
@@ -485,6 +496,26 @@ impl Asm {
         self.bytes.extend_from_slice(&[0xC4, (!rex & 7) << 5 | 1, 0x7C, opcode]);
         self.modrm(r, m);
     }
+    // ---- x87: no flags but those of FCOMI
+    pub fn x87(&mut self, opcode: u16) {
+        self.bytes.extend_from_slice(&opcode.to_be_bytes());
+    }
+    /// With a memory operand: the first byte of the opcode, and its extension.
+    pub fn x87_memory(&mut self, escape: u8, extension: u8, m: Mem) {
+        self.rm(W::D, escape.into(), extension, NONE, m);
+    }
+    /// FLD m80.
+    pub fn load_extended(&mut self, m: Mem) {
+        self.x87_memory(0xDB, 5, m);
+    }
+    /// FSTP m80.
+    pub fn store_extended(&mut self, m: Mem) {
+        self.x87_memory(0xDB, 7, m);
+    }
+    pub fn fldcw(&mut self, m: Mem) {
+        self.x87_memory(0xD9, 5, m);
+    }
+
     /// AH = SF, ZF, AF, PF, CF at bits 7, 6, 4, 2, 0.
     pub fn lahf(&mut self) {
         self.bytes.push(0x9F);

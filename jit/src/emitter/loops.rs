@@ -8,6 +8,7 @@ use super::encode::{Label, RAX, Reg, field};
 use super::registers::{Emitter, Facts, Place, State};
 use super::shapes::Shape;
 use super::windows::Window;
+use super::x87;
 use crate::region::{End, Target};
 use trimaran_cpu::insn::{Insn, W};
 use trimaran_cpu::interp::form;
@@ -19,7 +20,7 @@ use trimaran_cpu::translate::offset;
 const MOST: usize = 7;
 
 /// Guest registers that an instruction names, as bits: all, and those it writes.
-pub fn named(i: &Insn, shape: Option<&Shape>) -> (u32, u32) {
+pub fn named(i: &Insn, shape: Option<&Shape>, x87: Option<&x87::Form>) -> (u32, u32) {
     use Kernel::*;
     let register = |n: u8| 1u32 << (n & 15);
     let address = |n: u8| if n < 16 { 1u32 << n } else { 0 };
@@ -31,6 +32,10 @@ pub fn named(i: &Insn, shape: Option<&Shape>) -> (u32, u32) {
         let bit = |g: Option<u8>| g.map_or(0, |g| 1 << g);
         let (read, written) = shape.generals(i);
         return (all | bit(read) | bit(written), bit(written));
+    }
+    if let Some(form) = x87 {
+        let ax = form.action == x87::Action::StoreStatus && !i.memory();
+        return (all | u32::from(ax), u32::from(ax));
     }
     match i.kernel {
         Jmp | Jcc | Nop | Helper => return (all, 0),
@@ -159,6 +164,7 @@ impl Emitter<'_> {
 
     /// Back to the head, with everything where `prepare_head` had it.
     pub fn back_to(&mut self, head: &State, label: Label) {
+        self.write_x87();
         let still = |w: &Window| self.state.windows.iter().flatten().any(|v| v.host == w.host && v.kept());
         if !head.windows.iter().flatten().all(still) {
             // A helper has run: from the beginning.

@@ -5,8 +5,9 @@
 #![allow(unsafe_code)]
 
 use super::snapshot::Keep;
+use super::x87;
 use crate::abi;
-use crate::runtime;
+use crate::runtime::{self, Trouble};
 use dynasmrt::{DynasmApi, DynasmLabelApi, dynasm};
 use trimaran_cpu::Vcpu;
 use trimaran_cpu::ram::PAGE;
@@ -40,16 +41,18 @@ unsafe extern "C" fn miss(v: *mut Vcpu, registers: *const [u64; 16], vectors: *c
         let fits = address % PAGE + u64::from(size) <= PAGE;
         if fits && s.kept {
             if write && v.refilled(address).0 {
-                v.translated.scratch[3] = runtime::trouble(keep.owner, false);
+                v.translated.scratch[3] = runtime::trouble(keep.owner, Trouble::Write);
             }
         } else if fits && v.refill(address, size, s.write) {
             if !write || v.refilled(address).1 {
                 return 1;
             }
-            v.translated.scratch[3] = runtime::trouble(keep.owner, false);
+            v.translated.scratch[3] = runtime::trouble(keep.owner, Trouble::Write);
         } else if !fits {
-            v.translated.scratch[3] = runtime::trouble(keep.owner, true);
+            v.translated.scratch[3] = runtime::trouble(keep.owner, Trouble::Crossing);
         }
+    } else if s.guard {
+        v.translated.scratch[3] = runtime::trouble(keep.owner, Trouble::X87);
     } else if size != 0
         && (!s.aligned || address & u64::from(s.size - 1) == 0)
         && v.refill(address, size, s.write)
@@ -142,30 +145,38 @@ pub fn miss_thunk() -> Vec<u8> {
 
 /// [`runtime::settle_flags`] for code whose registers are full.
 pub fn settle_thunk() -> Vec<u8> {
-    entries(|a, kept| {
-        dynasm!(a
-            ; .arch x64
-            ; push rax ; push rcx ; push rdx ; push rsi ; push rdi ; push r8 ; push r9 ; push r10 ; push r11
-            ; sub rsp, 8
-        );
-        if kept != Kept::Nothing {
-            push_vectors(a, kept);
-        }
-        dynasm!(a
-            ; .arch x64
-            ; mov rax, QWORD runtime::settle_flags as *const () as i64
-            ; call rax
-        );
-        if kept != Kept::Nothing {
-            pop_vectors(a, kept);
-        }
-        dynasm!(a
-            ; .arch x64
-            ; add rsp, 8
-            ; pop r11 ; pop r10 ; pop r9 ; pop r8 ; pop rdi ; pop rsi ; pop rdx ; pop rcx ; pop rax
-            ; ret
-        );
-    })
+    entries(|a, kept| keeping(a, kept, runtime::settle_flags as *const () as i64))
+}
+
+/// The same for [`x87::host::arm`].
+pub fn arm_thunk() -> Vec<u8> {
+    entries(|a, kept| keeping(a, kept, x87::host::arm as *const () as i64))
+}
+
+/// Calls a function with all registers saved.
+fn keeping(a: &mut Assembler, kept: Kept, function: i64) {
+    dynasm!(a
+        ; .arch x64
+        ; push rax ; push rcx ; push rdx ; push rsi ; push rdi ; push r8 ; push r9 ; push r10 ; push r11
+        ; sub rsp, 8
+    );
+    if kept != Kept::Nothing {
+        push_vectors(a, kept);
+    }
+    dynasm!(a
+        ; .arch x64
+        ; mov rax, QWORD function
+        ; call rax
+    );
+    if kept != Kept::Nothing {
+        pop_vectors(a, kept);
+    }
+    dynasm!(a
+        ; .arch x64
+        ; add rsp, 8
+        ; pop r11 ; pop r10 ; pop r9 ; pop r8 ; pop rdi ; pop rsi ; pop rdx ; pop rcx ; pop rax
+        ; ret
+    );
 }
 
 /// Enters code as the engine does.

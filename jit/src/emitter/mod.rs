@@ -10,7 +10,7 @@
 //!   (`loops.rs`).
 //! - *Windows* (`windows.rs`) are stretches of memory that were looked up for several accesses.
 //! - *Flags* (`flag_state.rs`) are the last declaration; conditions (`conditions.rs`) repeat the operation on the host.
-//! - *Vector instructions* are the host's own (`shapes.rs`, `vectors.rs`).
+//! - *Vector instructions* are the host's own (`shapes.rs`, `vectors.rs`), and so are most x87 instructions (`x87/`).
 //! - A *snapshot* (`snapshot.rs`) rebuilds the guest's state before an instruction whose access missed the TLB
 //!   (`access.rs`, `miss.rs`). It needs no code where nothing misses.
 //!
@@ -39,6 +39,7 @@ mod value;
 mod vector_tests;
 mod vectors;
 mod windows;
+pub(crate) mod x87;
 
 use crate::abi::{Code, Job, Untranslatable};
 use registers::{Emitter, NO_REGISTER};

@@ -11,6 +11,7 @@ use super::snapshot::{FlagsSnapshot, Snapshot};
 use super::value::{Exprs, Val, immediate};
 use super::vectors::Vectors;
 use super::windows::Window;
+use super::x87::{self, X87};
 use crate::abi::{Job, Untranslatable};
 use trimaran_cpu::blocks::BlockKey;
 use trimaran_cpu::insn::{Insn, W};
@@ -48,10 +49,12 @@ pub struct State {
     /// The register with the address of the TLB's entries.
     pub tlb: Option<Reg>,
     pub vectors: Vectors,
+    pub x87: X87,
 }
 
 impl State {
-    pub fn new(flags: FlagState) -> Self {
+    /// `top`: of the x87 stack, as it is supposed to be.
+    pub fn new(flags: FlagState, top: u8) -> Self {
         State {
             guest: [Place::Memory; GUESTS],
             dirty: 0,
@@ -62,6 +65,7 @@ impl State {
             window_registers: 0,
             tlb: None,
             vectors: Vectors::default(),
+            x87: X87::new(top),
         }
     }
     fn forget(&mut self, g: usize) {
@@ -88,6 +92,7 @@ impl State {
         (self.dirty, self.cached) = (0, 0);
         (self.windows, self.window_registers, self.tlb) = ([None; 3], 0, None);
         self.vectors = Vectors::default();
+        self.x87.forget();
     }
 }
 
@@ -99,15 +104,18 @@ pub struct Facts {
     pub written: u32,
     /// Whether it goes to the interpreter's handler.
     pub helper: bool,
-    /// How it runs as itself on the host.
+    /// How it runs as itself on the host: a vector instruction, an x87 instruction.
     pub shape: Option<&'static Shape>,
+    pub x87: Option<&'static x87::Form>,
 }
 
 impl Facts {
-    fn of(i: &Insn, frugal: bool, key: BlockKey) -> Self {
+    fn of(i: &Insn, frugal: bool, key: BlockKey, x87: bool) -> Self {
         let shape = shapes::native(i, key);
-        let (named, written) = super::loops::named(i, shape);
-        Facts { named, written, helper: super::control::is_helper(i, frugal, shape), shape }
+        let x87 = if x87 { x87::native(i, key) } else { None };
+        let (named, written) = super::loops::named(i, shape, x87);
+        let helper = super::control::is_helper(i, frugal, shape.is_some() || x87.is_some());
+        Facts { named, written, helper, shape, x87 }
     }
 }
 
@@ -174,6 +182,7 @@ pub struct Emitter<'a> {
 pub struct Common {
     pub miss: Label,
     pub settle: Label,
+    pub arm: Label,
     pub helper: Label,
     pub done: Label,
     /// RDX: the slot.
@@ -190,6 +199,7 @@ impl<'a> Emitter<'a> {
         let common = Common {
             miss: labels.make(),
             settle: labels.make(),
+            arm: labels.make(),
             helper: labels.make(),
             done: labels.make(),
             unlinked: labels.make(),
@@ -201,14 +211,14 @@ impl<'a> Emitter<'a> {
         let (mut facts, mut first_of_block) = (Vec::with_capacity(insns), Vec::new());
         for block in &job.region.blocks {
             first_of_block.push(facts.len());
-            facts.extend(block.insns.iter().map(|i| Facts::of(i, frugal, job.region.key)));
+            facts.extend(block.insns.iter().map(|i| Facts::of(i, frugal, job.region.key, job.x87)));
         }
         Emitter {
             job,
             code64: job.region.key.code64(),
             asm: Asm::for_insns(insns),
             cold: Asm::for_insns(insns),
-            state: State::new(FlagState::UNKNOWN),
+            state: State::new(FlagState::UNKNOWN, job.region.top),
             exprs: Exprs::for_insns(insns),
             busy: 0,
             pins: 0,
@@ -393,7 +403,7 @@ impl<'a> Emitter<'a> {
         }
     }
 
-    /// Brings all guest registers' memory up to date.
+    /// Brings all guest registers' memory up to date. Flags are spoiled.
     pub fn write_registers(&mut self) {
         let mut dirty = self.state.dirty;
         while dirty != 0 {
@@ -401,6 +411,7 @@ impl<'a> Emitter<'a> {
             dirty &= dirty - 1;
         }
         self.write_vectors(!0);
+        self.write_x87();
     }
 
     /// The 64 bits of a guest register (or RIP at the entry) as a value.

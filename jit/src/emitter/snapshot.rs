@@ -6,6 +6,7 @@ use super::flag_state::Main;
 use super::registers::{Emitter, Place};
 use super::value::{Bit, BitOp, Exprs, Op, Val};
 use super::windows::Plan;
+use super::x87::Kept;
 use trimaran_cpu::Vcpu;
 use trimaran_cpu::flags::LazyFlags;
 use trimaran_cpu::insn::W;
@@ -35,6 +36,9 @@ pub struct Snapshot {
     pub aligned: bool,
     /// A window, looked up for writing.
     pub window: Option<bool>,
+    /// A guard of the x87 unit.
+    pub guard: bool,
+    x87: Option<Box<Kept>>,
     /// A loop's window: no access yet, so nothing may be looked up in page tables.
     pub kept: bool,
     /// RIP of the instruction less RIP at the entry.
@@ -117,6 +121,9 @@ impl Keep {
             }
         }
         self.flags[s.flags as usize].rebuild(v, registers);
+        if let Some(x87) = &s.x87 {
+            x87.rebuild(v, self.code64);
+        }
         let rip = v.state.gpr[gpr::RIP].wrapping_add(s.delta as u64);
         v.state.gpr[gpr::RIP] = if self.code64 { rip } else { rip & 0xFFFF_FFFF };
         v.budget = budget + s.rest;
@@ -312,6 +319,8 @@ impl Emitter<'_> {
             aligned: size & ALIGNED != 0,
             window: None,
             kept: false,
+            guard: false,
+            x87: Kept::of(&self.state.x87),
             delta: self.delta,
             rest: self.rest(),
             insn: std::ptr::from_ref(insn) as usize,

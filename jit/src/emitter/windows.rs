@@ -18,7 +18,6 @@
 use super::access::ALIGNED;
 use super::encode::{Mem, NONE, RAX, RCX, Reg, at, cc};
 use super::registers::{Emitter, Facts, Place};
-use super::shapes::Shape;
 use crate::abi::Sharing;
 use trimaran_cpu::insn::{Insn, W};
 use trimaran_cpu::interp::form;
@@ -171,7 +170,7 @@ impl Emitter<'_> {
     }
 
     /// What an instruction ahead accesses, roughly.
-    fn reaches(&self, i: &Insn, shape: Option<&Shape>, delta: i64) -> [Option<Reach>; 2] {
+    fn reaches(&self, i: &Insn, facts: &Facts, delta: i64) -> [Option<Reach>; 2] {
         use Kernel::{Call, CallIndirect, Cmp, Lea, Leave, Nop, Pop, Push, Ret, Test};
         let width = i64::from(i.w);
         let stack = match i.kernel {
@@ -183,9 +182,10 @@ impl Emitter<'_> {
         if !i.memory() || matches!(i.kernel, Lea | Nop) || i.form >= form::LOCKED_REG {
             return [stack, None];
         }
-        let operand = match shape {
-            Some(shape) => self.reach(i, delta, shape.size, i.mem_op == 0),
-            None => {
+        let operand = match (facts.shape, facts.x87) {
+            (Some(shape), _) => self.reach(i, delta, shape.size, i.mem_op == 0),
+            (_, Some(form)) => self.reach(i, delta, form.size, form.store),
+            _ => {
                 let reads = matches!(i.kernel, Cmp | Test | Kernel::Bt | Push | CallIndirect);
                 self.reach(i, delta, i.w.min(8), i.mem_op == 0 && !reads)
             }
@@ -229,12 +229,13 @@ impl Emitter<'_> {
         let (mut block, mut number, mut delta) = (self.block, self.number, self.delta);
         for ahead in 0..AHEAD {
             let i = &self.job.region.blocks[block].insns[number];
-            let Facts { written, helper, shape, .. } = self.facts[self.first_of_block[block] + number];
+            let facts = self.facts[self.first_of_block[block] + number];
+            let Facts { written, helper, .. } = facts;
             if ahead != 0 {
                 if helper {
                     break;
                 }
-                for other in self.reaches(i, shape, delta).into_iter().flatten() {
+                for other in self.reaches(i, &facts, delta).into_iter().flatten() {
                     let offset = other.disp + moved;
                     let (from, to) = (plan.from.min(offset), plan.to.max(offset + other.size));
                     let allowed = r.write || !other.write || optimistic;
@@ -302,8 +303,8 @@ impl Emitter<'_> {
         for (n, block) in blocks.iter().enumerate().filter(|&(n, _)| cycle[n]) {
             let mut delta = block.delta;
             for (number, i) in block.insns.iter().enumerate() {
-                let Facts { shape, .. } = self.facts[self.first_of_block[n] + number];
-                for r in self.reaches(i, shape, delta).into_iter().flatten() {
+                let facts = &self.facts[self.first_of_block[n] + number];
+                for r in self.reaches(i, facts, delta).into_iter().flatten() {
                     if r.base.bits() & written == 0 && (self.job.sharing == Sharing::Full || !r.write) {
                         join(&mut plans, r);
                     }

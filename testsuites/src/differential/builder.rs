@@ -20,6 +20,8 @@ pub struct Builder<'a> {
     pub tables: Vec<Label>,
     cells: u64,
     pub start: Label,
+    /// Straight code has runs of x87 instructions.
+    pub with_x87: bool,
 }
 
 impl<'a> Builder<'a> {
@@ -28,7 +30,7 @@ impl<'a> Builder<'a> {
         let start = a.label();
         let o = Operands::new(world, only.map(str::to_lowercase));
         let (functions, points, tables) = Default::default();
-        Builder { rng, a, o, functions, points, tables, cells: 0, start }
+        Builder { rng, a, o, functions, points, tables, cells: 0, start, with_x87: false }
     }
 
     fn long(&self) -> bool {
@@ -141,6 +143,9 @@ impl<'a> Builder<'a> {
     }
 
     fn straight(&mut self) {
+        if self.with_x87 && self.rng.random() {
+            return self.x87();
+        }
         for _ in 0..self.rng.random_range(1..12) {
             self.o.random(self.rng, &mut self.a);
             if self.rng.random_ratio(1, 30) {

@@ -77,10 +77,12 @@ fn world(rng: &mut SmallRng) -> World {
 }
 
 /// Makes the program of a seed. `only`: prefix of iced's names of the forms that may be drawn, in lower case.
-pub fn program(seed: u64, only: Option<&str>) -> Program {
+/// `x87`: half of the instructions are runs of the x87 unit's.
+pub fn program(seed: u64, only: Option<&str>, x87: bool) -> Program {
     let mut rng = SmallRng::seed_from_u64(seed);
     let world = world(&mut rng);
     let mut builder = Builder::new(&mut rng, &world, only);
+    builder.with_x87 = x87;
     builder.build();
     let Builder { mut a, tables, .. } = builder;
     let start = a.address(builder.start);

@@ -4,5 +4,8 @@
 /// memory was fetched twice.
 pub const SEEDS: &[u64] = &[1, 2, 5, 50, 534, 756, 852];
 
+/// The same for x87 programs.
+pub const X87: &[u64] = &[];
+
 /// The same for random bytes. 1580: an indirect jump to an address that is not canonical.
 pub const BYTES: &[u64] = &[1580];

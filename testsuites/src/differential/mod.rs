@@ -16,6 +16,7 @@ pub mod kernel;
 mod operands;
 pub mod shrink;
 mod values;
+mod x87;
 
 use crate::engine;
 use crate::flat::Machine;
@@ -33,6 +34,9 @@ pub const TIERS: [&str; 3] = ["jit-emit", "jit-cranelift", "jit-all"];
 
 /// How long a program runs at most.
 const LIMIT: u64 = 20_000;
+
+/// The test of [`Case::x87`].
+const X87: &str = "differential x87";
 
 /// The test of [`Case::bytes`].
 const BYTES: &str = "fuzz bytes";
@@ -61,7 +65,12 @@ pub struct Case {
 impl Case {
     /// Instructions that make sense; see [`run`] for `only`.
     pub fn new(seed: u64, only: Option<&str>) -> Self {
-        Self::of(seed, "differential random", generate::program(seed, only))
+        Self::of(seed, "differential random", generate::program(seed, only, false))
+    }
+
+    /// The same, half of it runs of x87 instructions.
+    pub fn x87(seed: u64) -> Self {
+        Self::of(seed, X87, generate::program(seed, None, true))
     }
 
     /// Random bytes as code.
@@ -194,11 +203,16 @@ pub fn run(tier: &str, seeds: impl Iterator<Item = u64>, only: Option<&str>) -> 
     run_cases(tier, seeds.map(|seed| Case::new(seed, only)))
 }
 
-/// As [`run`] on so many host threads; every 20,000 programs a line says how far it is.
-pub fn run_parallel(tier: &str, seeds: &[u64], only: Option<&str>, threads: usize) -> Report {
-    let part = |n: usize| seeds.iter().copied().skip(n).step_by(threads);
+/// Runs the cases of these seeds on so many host threads; every 20,000 programs a line says how far it is.
+pub fn run_parallel(
+    tier: &str,
+    seeds: &[u64],
+    case: &(dyn Fn(u64) -> Case + Sync),
+    threads: usize,
+) -> Report {
+    let part = |n: usize| seeds.iter().skip(n).step_by(threads).map(|&seed| case(seed));
     std::thread::scope(|scope| {
-        let parts: Vec<_> = (0..threads).map(|n| scope.spawn(move || run(tier, part(n), only))).collect();
+        let parts: Vec<_> = (0..threads).map(|n| scope.spawn(move || run_cases(tier, part(n)))).collect();
         parts.into_iter().map(|p| p.join().expect("a tester's thread")).fold(Report::default(), Report::plus)
     })
 }

@@ -10,5 +10,6 @@ mod modification;
 mod random;
 mod tiers;
 mod windows;
+mod x87;
 
 use trimaran_testsuites::workbench as bench;

@@ -10,21 +10,26 @@ fn number(name: &str) -> Option<u64> {
 }
 
 fn random(tier: &str) {
+    let only = std::env::var("TRIMARAN_ONLY").ok();
+    programs(tier, 60, kept::SEEDS, |seed| Case::new(seed, only.as_deref()));
+}
+
+/// Runs `many` programs, but those kept first.
+fn programs(tier: &str, many: u64, kept: &[u64], case: impl Fn(u64) -> Case + Sync) {
     if std::env::var("TRIMARAN_ENGINE").is_ok_and(|wanted| wanted != tier && TIERS.contains(&wanted.as_str()))
     {
         println!("skipped: TRIMARAN_ENGINE asks for another tier than {tier}");
         return;
     }
-    let only = std::env::var("TRIMARAN_ONLY").ok();
     let first = number("TRIMARAN_SEED").unwrap_or(1);
     // Cranelift takes its time: half a second a program and more.
-    let wanted = number("TRIMARAN_CASES").unwrap_or(60);
+    let wanted = number("TRIMARAN_CASES").unwrap_or(many);
     let cases = if tier == "jit-cranelift" { (wanted / 100).max(2) } else { wanted };
-    let kept = kept::SEEDS.iter().copied().filter(|_| number("TRIMARAN_SEED").is_none());
+    let kept = kept.iter().copied().filter(|_| number("TRIMARAN_SEED").is_none());
     let seeds: Vec<u64> = kept.chain(first..first + cases).collect();
     // With few each tier has a thread already.
     let threads = if cases < 1_000 { 1 } else { std::thread::available_parallelism().map_or(1, usize::from) };
-    let report = run_parallel(tier, &seeds, only.as_deref(), threads);
+    let report = run_parallel(tier, &seeds, &case, threads);
     let (programs, translated) = (report.cases, report.translated);
     println!(
         "{tier}: {programs} programs from seed {first} on, {translated} instructions in translated code"
@@ -36,6 +41,13 @@ fn random(tier: &str) {
 #[cfg(target_arch = "x86_64")]
 fn random_programs_emitted() {
     random("jit-emit");
+}
+
+/// Half of their instructions are the x87 unit's.
+#[test]
+#[cfg(target_arch = "x86_64")]
+fn x87_programs_emitted() {
+    programs("jit-emit", 60, kept::X87, Case::x87);
 }
 
 #[test]
