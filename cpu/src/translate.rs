@@ -161,9 +161,8 @@ pub mod offset {
     pub const X87_STATUS: usize = X87 + offset_of!(X87, status);
     pub const X87_INSTRUCTION_SELECTOR: usize = X87 + offset_of!(X87, instruction_selector);
     pub const X87_DATA_SELECTOR: usize = X87 + offset_of!(X87, data_selector);
-    /// A byte, directly behind the status word.
+    /// A byte.
     pub const X87_VALID: usize = X87 + offset_of!(X87, valid);
-    const _: () = assert!(X87_VALID == X87_STATUS + 2);
     /// Quadwords.
     pub const X87_INSTRUCTION_POINTER: usize = X87 + offset_of!(X87, instruction_pointer);
     pub const X87_DATA_POINTER: usize = X87 + offset_of!(X87, data_pointer);

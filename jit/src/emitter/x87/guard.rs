@@ -58,12 +58,12 @@ impl Emitter<'_> {
         let mut wants = Wants::default();
         let mut x = X87::new(self.state.x87.top);
         let (mut block, mut number) = (self.block, self.number);
-        for ahead in 0..AHEAD {
+        for _ in 0..AHEAD {
             let i = &self.job.region.blocks[block].insns[number];
             let Facts { helper, x87, .. } = self.facts[self.first_of_block[block] + number];
             if let Some(form) = x87 {
                 let moves = matches!(form.action, Action::Free | Action::Rotate(_));
-                if moves && ahead != 0 || !wants.add(&mut x, self.state.x87.top, form, i) || moves {
+                if moves || !wants.add(&mut x, self.state.x87.top, form, i) {
                     break;
                 }
             } else if helper {
@@ -111,12 +111,18 @@ impl Emitter<'_> {
         }
         self.asm.bind(back);
         let x = self.state.x87;
-        // The status word with the tags above it.
-        let tags = wants.valid | wants.empty;
-        self.asm.load(W::D, RAX, field(offset::X87_STATUS));
-        self.asm.alu_imm(Alu::And, W::D, RAX, TOP | i32::from(tags) << 16);
-        self.asm.alu_imm(Alu::Cmp, W::D, RAX, i32::from(x.top) << 11 | i32::from(wants.valid) << 16);
+        // Not both at once: they are stored one by one, and the host forwards no two stores to one load.
+        self.asm.load(W::W, RAX, field(offset::X87_STATUS));
+        self.asm.alu_imm(Alu::And, W::D, RAX, TOP);
+        self.asm.alu_imm(Alu::Cmp, W::D, RAX, i32::from(x.top) << 11);
         self.asm.jcc(cc::NE, fail);
+        let tags = wants.valid | wants.empty;
+        if tags != 0 {
+            self.asm.load(W::B, RAX, field(offset::X87_VALID));
+            self.asm.alu_imm(Alu::And, W::D, RAX, tags.into());
+            self.asm.alu_imm(Alu::Cmp, W::D, RAX, wants.valid.into());
+            self.asm.jcc(cc::NE, fail);
+        }
         let cold_part = &mut self.cold;
         cold_part.bind(cold);
         cold_part.call(self.common.arm);
