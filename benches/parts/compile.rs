@@ -6,9 +6,10 @@ use iced_x86::code_asm::*;
 use std::time::Instant;
 use trimaran_cpu::Vcpu;
 use trimaran_cpu::engine::Engine;
-use trimaran_jit::abi::{Code, Job, Runtime, Slot, Untranslatable};
+use trimaran_jit::abi::{Code, Job, Runtime, Untranslatable};
 use trimaran_jit::cranelift::Cranelift;
 use trimaran_jit::region::{Limits, Region};
+use trimaran_jit::slots::Slot;
 use trimaran_testsuites::differential::kernel::at;
 use trimaran_testsuites::flat::Flat;
 use trimaran_testsuites::workbench;
@@ -129,6 +130,7 @@ fn translate(
         miss: STUB,
         settle_keeping: STUB,
         arm_keeping: STUB,
+        serialize: STUB,
         ..Runtime::default()
     };
     let mut flat = processor();

@@ -50,6 +50,7 @@ fn runtime() -> Runtime {
         miss: 0,
         settle_keeping: 0,
         arm_keeping: 0,
+        serialize: 0,
     }
 }
 
