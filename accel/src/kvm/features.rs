@@ -107,7 +107,7 @@ pub fn table(vcpu: &Vcpu) -> Result<CpuId, fam::Error> {
         let subs = match leaf {
             4 => 5,
             0xB => 3,
-            0xD => 3,
+            0xD => 10,
             _ => 1,
         };
         (0..subs).map(move |sub| (leaf, sub))

@@ -5,8 +5,8 @@ use crate::fault::Exit;
 use crate::features::xsave_eax;
 use crate::insn::{Insn, W};
 use crate::mmu::MAXPHYADDR;
-use crate::model::{ecx1, edx1};
-use crate::simd::xsave_area_size;
+use crate::model::{ecx1, ecx7, edx1};
+use crate::simd::{extended_component, xsave_area_size};
 use crate::state::{cr4, gpr};
 
 /// Bits of leaf 1 that follow the machine, not the model.
@@ -49,9 +49,12 @@ fn words(bytes: &[u8]) -> impl Iterator<Item = u32> + '_ {
 }
 
 impl Vcpu {
-    /// XCR0 bits that exist: x87, SSE, AVX.
+    /// XCR0 bits that exist: x87, SSE, AVX, PKRU.
     pub(crate) fn xcr0_bits(&self) -> u64 {
-        if self.model.features.leaf1_ecx & ecx1::AVX != 0 { 7 } else { 3 }
+        let f = &self.model.features;
+        let avx = if f.leaf1_ecx & ecx1::AVX != 0 { 1 << 2 } else { 0 };
+        let pkru = if f.leaf7_ecx & ecx7::PKU != 0 { 1 << 9 } else { 0 };
+        3 | avx | pkru
     }
 
     /// EAX, EBX, ECX, EDX of a leaf.
@@ -102,14 +105,17 @@ impl Vcpu {
             },
             0xD if f.leaf1_ecx & ecx1::XSAVE != 0 => match sub {
                 0 => {
-                    let size = |bits| xsave_area_size(bits) as u32;
+                    let size = |bits| xsave_area_size(bits, false) as u32;
                     [self.xcr0_bits() as u32, size(self.state.xcr0), size(self.xcr0_bits()), 0]
                 }
                 // IA32_XSS has no bits: a compacted area holds the components of XCR0.
                 1 if f.xsave_eax & xsave_eax::XSAVEC == 0 => [f.xsave_eax, 0, 0, 0],
-                1 => [f.xsave_eax, xsave_area_size(self.state.xcr0) as u32, 0, 0],
-                // The upper halves of the YMM registers.
-                2 if f.leaf1_ecx & ecx1::AVX != 0 => [256, 576, 0, 0],
+                1 => [f.xsave_eax, xsave_area_size(self.state.xcr0, true) as u32, 0, 0],
+                // The upper halves of the YMM registers; PKRU.
+                2..64 if self.xcr0_bits() >> sub & 1 != 0 => {
+                    let (size, offset) = extended_component(sub).unwrap_or_default();
+                    [size as u32, offset as u32, 0, 0]
+                }
                 _ => [0; 4],
             },
             // The crystal of 1 GHz drives the APIC timer; the TSC is this part of it.

@@ -388,6 +388,7 @@ impl Vcpu {
         s.zmm = old.zmm;
         s.k = old.k;
         s.xcr0 = old.xcr0;
+        s.pkru = old.pkru;
         s.retired = old.retired;
         let efer = 0;
         s.msr = old.msr;

@@ -366,18 +366,25 @@ pub fn rdpkru(v: &mut Vcpu, _: &Insn) -> Result<(), Exit> {
     Ok(())
 }
 
-/// WRPKRU. The TLB's entries hold what the old rights allowed.
+/// WRPKRU.
 pub fn wrpkru(v: &mut Vcpu, _: &Insn) -> Result<(), Exit> {
     v.require(v.state.cr4 & cr4::PKE != 0)?;
     let g = &v.state.gpr;
     if g[gpr::RCX] as u32 != 0 || g[gpr::RDX] as u32 != 0 {
         return Err(v.protection());
     }
-    let rights = g[gpr::RAX] as u32;
-    if std::mem::replace(&mut v.state.pkru, rights) != rights {
-        v.flush_tlb();
+    v.set_pkru(g[gpr::RAX] as u32)
+}
+
+impl Vcpu {
+    /// Loads PKRU at the end of an instruction. The TLB's entries hold what the old rights allowed.
+    pub(crate) fn set_pkru(&mut self, rights: u32) -> Result<(), Exit> {
+        if std::mem::replace(&mut self.state.pkru, rights) == rights {
+            return Ok(());
+        }
+        self.flush_tlb();
+        Err(Exit::Leave)
     }
-    Err(Exit::Leave)
 }
 
 /// RDRAND, RDSEED. Flags: CF = 1, the others 0.

@@ -39,7 +39,7 @@ use soft_sse as unit;
 use crate::insn::{Handler, Insn};
 pub use avx::legacy_mnemonic;
 use iced_x86::{EncodingKind, Instruction, Mnemonic, OpKind};
-pub use state_save::{area_size as xsave_area_size, in_use};
+pub use state_save::{area_size as xsave_area_size, extended_component, in_use};
 
 /// The handler of an instruction of this unit.
 pub fn handler(x: &Instruction, i: &mut Insn) -> Option<Handler> {

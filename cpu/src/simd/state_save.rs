@@ -38,6 +38,7 @@ pub fn handler(m: M) -> Option<Forms> {
 const COMPONENT_X87: u64 = 1;
 const COMPONENT_SSE: u64 = 2;
 const COMPONENT_AVX: u64 = 4;
+const COMPONENT_PKRU: u64 = 1 << 9;
 
 /// Offsets in the save area.
 const MXCSR: usize = 24;
@@ -46,6 +47,9 @@ const XMM: usize = 160;
 const HEADER: usize = 512;
 const YMM_HIGH: usize = 576;
 const END: usize = YMM_HIGH + 256;
+/// PKRU in the standard form, where Intel's processors have it: behind AVX-512's room, whether they have that or not.
+const PKRU: usize = 2688;
+const PKRU_BYTES: usize = 8;
 
 const INITIAL_MXCSR: u32 = 0x1F80;
 
@@ -218,6 +222,9 @@ pub fn in_use(s: &CpuState) -> u64 {
     if vectors.iter().any(|r| r[2..4] != [0; 2]) {
         set |= COMPONENT_AVX;
     }
+    if s.pkru != 0 {
+        set |= COMPONENT_PKRU;
+    }
     set
 }
 
@@ -229,9 +236,31 @@ fn requested(v: &mut Vcpu) -> Result<u64, Exit> {
     Ok(mask & v.state.xcr0)
 }
 
-/// Bytes of the area that components need, in either layout: AVX is the only one behind the header.
-pub fn area_size(components: u64) -> usize {
-    if components & COMPONENT_AVX != 0 { END } else { YMM_HIGH }
+/// Size and offset of a component behind the header, in the standard form (CPUID leaf 0DH).
+pub fn extended_component(number: u32) -> Option<(usize, usize)> {
+    match number {
+        2 => Some((END - YMM_HIGH, YMM_HIGH)),
+        9 => Some((PKRU_BYTES, PKRU)),
+        _ => None,
+    }
+}
+
+/// Where PKRU is in an area with room for `components`.
+fn pkru_offset(components: u64, compacted: bool) -> usize {
+    match (compacted, components & COMPONENT_AVX != 0) {
+        (false, _) => PKRU,
+        (true, true) => END,
+        (true, false) => YMM_HIGH,
+    }
+}
+
+/// Bytes of the area that components need.
+pub fn area_size(components: u64, compacted: bool) -> usize {
+    match (components & COMPONENT_PKRU != 0, components & COMPONENT_AVX != 0) {
+        (true, _) => pkru_offset(components, compacted) + PKRU_BYTES,
+        (false, true) => END,
+        (false, false) => YMM_HIGH,
+    }
 }
 
 /// The layouts and habits of the save instructions.
@@ -251,7 +280,7 @@ const COMPACTED: u64 = 1 << 63;
 /// XSAVE and its kin.
 fn xsave(v: &mut Vcpu, i: &Insn, wide: bool, kind: Save) -> Result<(), Exit> {
     let requested = requested(v)?;
-    let size = area_size(if kind == Save::Compacted { requested } else { v.state.xcr0 });
+    let size = area_size(requested, kind == Save::Compacted);
     let address = area(v, i, size, 64, true)?;
     let mut in_use = in_use(&v.state);
     if kind == Save::Compacted && v.state.mxcsr != INITIAL_MXCSR {
@@ -279,6 +308,10 @@ fn xsave(v: &mut Vcpu, i: &Insn, wide: bool, kind: Save) -> Result<(), Exit> {
         (saved & COMPONENT_SSE != 0, XMM, vectors),
         (saved & COMPONENT_AVX != 0, YMM_HIGH, vectors),
     ];
+    if saved & COMPONENT_PKRU != 0 {
+        let at = address.wrapping_add(pkru_offset(requested, kind == Save::Compacted) as u64);
+        v.store::<8>(i.seg, at, u64::from(v.state.pkru))?;
+    }
     for (_, at, size) in parts.into_iter().filter(|part| part.0) {
         v.store_bytes(i.seg, address.wrapping_add(at as u64), &image[at..at + size])?;
     }
@@ -327,6 +360,14 @@ fn xrstor(v: &mut Vcpu, i: &Insn, wide: bool, system: bool) -> Result<(), Exit> 
         let upper = address.wrapping_add(YMM_HIGH as u64);
         v.load_bytes(i.seg, upper, &mut image[YMM_HIGH..])?;
     }
+    let pkru = if requested & present & COMPONENT_PKRU != 0 {
+        let at = pkru_offset(layout, compacted);
+        v.load::<4>(i.seg, address.wrapping_add(at as u64))? as u32
+    } else if requested & COMPONENT_PKRU != 0 {
+        0
+    } else {
+        v.state.pkru
+    };
     // A compacted area has MXCSR with SSE, the other kind whenever vectors are asked for.
     let value = match requested & (COMPONENT_SSE | COMPONENT_AVX) {
         0 => v.state.mxcsr,
@@ -347,5 +388,5 @@ fn xrstor(v: &mut Vcpu, i: &Insn, wide: bool, system: bool) -> Result<(), Exit> 
             get_vectors((present & component != 0).then_some(&image[..]), at, &mut v.state, q);
         }
     }
-    Ok(())
+    v.set_pkru(pkru)
 }

@@ -12,6 +12,7 @@ pub const CASES: super::List = &[
     ("xcr0_rules", xcr0_rules),
     ("xsave_of_avx_state", xsave_of_avx_state),
     ("xsavec_layout", xsavec_layout),
+    ("xsave_of_pkru", xsave_of_pkru),
     ("supervisor_saving", supervisor_saving),
     ("masked_lanes_do_not_fault", masked_lanes_do_not_fault),
     ("gather_goes_on_after_a_fault", gather_goes_on_after_a_fault),
@@ -129,24 +130,29 @@ fn xcr0_rules() {
         (g[gpr::RAX], g[gpr::RCX], g[gpr::RDX]) = (value, 0, 0);
         run(&mut b, &[0x0F, 0x01, 0xD1])
     };
-    for good in [1, 3, 7] {
+    for good in [1, 3, 7, 0x201, 0x207] {
         assert_eq!(set(good), None, "{good}");
     }
-    for bad in [0, 2, 5, 6, 9, 0xE7] {
+    for bad in [0, 2, 5, 6, 9, 0xE7, 0x200, 0x205] {
         assert_eq!(set(bad), Some((13, 0)), "{bad:#x}");
     }
-    // CPUID leaf 0D: sizes for XCR0 and at most; where AVX state is.
-    let mut b = long(3);
-    let mut ask = |sub: u64| {
+    // CPUID leaf 0D: sizes for XCR0 and at most; where AVX state and PKRU are.
+    let ask = |xcr0: u64, sub: u64| {
+        let mut b = long(xcr0);
         let g = &mut b.flat.vcpu.state.gpr;
         (g[gpr::RAX], g[gpr::RCX]) = (0xD, sub);
         assert_eq!(run(&mut b, &[0x0F, 0xA2]), None);
         let g = &b.flat.vcpu.state.gpr;
         [g[gpr::RAX], g[gpr::RBX], g[gpr::RCX]]
     };
-    assert_eq!(ask(0), [7, 576, 832]);
-    assert_eq!(ask(1)[..2], [15, 576]);
-    assert_eq!(ask(2), [256, 576, 0]);
+    assert_eq!(ask(3, 0), [0x207, 576, 2696]);
+    assert_eq!(ask(0x203, 0), [0x207, 2696, 2696]);
+    assert_eq!(ask(3, 1)[..2], [15, 576]);
+    assert_eq!(ask(0x203, 1)[1], 584, "a compacted area");
+    assert_eq!(ask(0x207, 1)[1], 840);
+    assert_eq!(ask(3, 2), [256, 576, 0]);
+    assert_eq!(ask(3, 9), [8, 2688, 0]);
+    assert_eq!(ask(3, 8), [0; 3]);
     // XGETBV(1): what is in use of XCR0.
     let mut b = long(7);
     b.flat.vcpu.state.zmm[3][2] = 1;
@@ -222,6 +228,57 @@ fn xsavec_layout() {
     assert_eq!(with_area(&mut b, XRSTOR64), None);
     b.put(PAGE + 560, 1);
     assert_eq!(with_area(&mut b, XRSTOR64), Some((13, 0)));
+}
+
+/// SDM Vol. 1, "PKRU State": component 9. It is saved whether CR4.PKE is set or not.
+fn xsave_of_pkru() {
+    const RIGHTS: u32 = 0x5555_5554;
+    let all = |b: &mut Bench, code: &[u8]| {
+        let g = &mut b.flat.vcpu.state.gpr;
+        (g[gpr::RDI], g[gpr::RAX], g[gpr::RDX]) = (PAGE, !0, !0);
+        run(b, code)
+    };
+    for (xcr0, save, place) in
+        [(0x207, XSAVE64, 2688), (0x207, XSAVEC64, 832), (0x203, XSAVEC64, 576), (0x203, XSAVE64, 2688)]
+    {
+        let mut b = long(xcr0);
+        b.flat.vcpu.state.pkru = RIGHTS;
+        b.put(PAGE + place, !0);
+        assert_eq!(all(&mut b, save), None);
+        assert_eq!((b.get(PAGE + 512, 8) >> 9 & 1, b.get(PAGE + place, 8)), (1, u64::from(RIGHTS)));
+        b.flat.vcpu.state.pkru = 7;
+        assert_eq!(all(&mut b, XRSTOR64), None);
+        assert_eq!(b.flat.vcpu.state.pkru, RIGHTS, "{place}");
+        // Not among what is asked for: it stays.
+        b.flat.vcpu.state.pkru = 7;
+        assert_eq!(with_area(&mut b, XRSTOR64), None);
+        assert_eq!(b.flat.vcpu.state.pkru, 7);
+        // The initial state is 0, and not "in use".
+        b.put(PAGE + 512, 0);
+        assert_eq!(all(&mut b, XRSTOR64), None);
+        assert_eq!(b.flat.vcpu.state.pkru, 0);
+        assert_eq!(all(&mut b, save), None);
+        assert_eq!(b.get(PAGE + 512, 8) >> 9 & 1, 0);
+    }
+    // Without bit 9 of XCR0 the component does not exist.
+    let mut b = long(7);
+    b.flat.vcpu.state.pkru = RIGHTS;
+    assert_eq!(all(&mut b, XSAVE64), None);
+    assert_eq!(b.get(PAGE + 512, 8) >> 9, 0);
+    b.put(PAGE + 512, 1 << 9);
+    assert_eq!(all(&mut b, XRSTOR64), Some((13, 0)));
+    // New rights hold for the next instruction: XRSTOR64 [RDI]; MOV EAX, [RDI].
+    let mut b = long(0x207);
+    b.flat.vcpu.state.cr4 |= cr4::PKE;
+    b.map_user();
+    b.map(PAGE, 7 | 1 << 59);
+    b.flat.ram.write(PAGE, &[0; 0xB00]);
+    b.put(PAGE + 512, 1 << 9);
+    b.put(PAGE + 2688, 1 << 2);
+    b.put(PAGE + 24, 0x1F80);
+    b.ring(3);
+    assert_eq!(all(&mut b, &[XRSTOR64, &[0x8B, 0x07]].concat()), Some((14, 0x25)));
+    assert_eq!(b.flat.vcpu.state.pkru, 1 << 2);
 }
 
 fn supervisor_saving() {
