@@ -121,6 +121,7 @@ features! {
         ADX = 19 "adx";
         SMAP = 20 "smap";
         CLFLUSHOPT = 23 "clflushopt" ["clflush"];
+        CLWB = 24 "clwb" ["clflush"];
         SHA = 29 "sha_ni" ["sse2"];
     }
     /// Bits of leaf 7.0 ECX.
@@ -129,6 +130,7 @@ features! {
         PKU = 3 "pku" ["lm"];
         VAES = 9 "vaes" ["avx" "aes"];
         VPCLMULQDQ = 10 "vpclmulqdq" ["avx" "pclmulqdq"];
+        LA57 = 16 "la57" ["lm"];
         RDPID = 22 "rdpid" ["msr"];
     }
     /// Bits of leaf 7.0 EDX.
@@ -305,6 +307,7 @@ impl Features {
             C::RDSEED => on(b7, ebx7::RDSEED),
             C::SMAP => on(b7, ebx7::SMAP),
             C::CLFLUSHOPT => on(b7, ebx7::CLFLUSHOPT),
+            C::CLWB => on(b7, ebx7::CLWB),
             C::PKU => on(self.leaf7_ecx, ecx7::PKU),
             C::RDPID => on(self.leaf7_ecx, ecx7::RDPID),
             _ => false,

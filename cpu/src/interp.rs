@@ -7,7 +7,7 @@ use crate::Vcpu;
 use crate::fault::Exit;
 use crate::flags::{self, Flags};
 use crate::insn::{Insn, W, prefix};
-use crate::memory::{Place, canonical};
+use crate::memory::Place;
 use crate::ops::{Bin, Cond, Ops, Shift, Un};
 use crate::state::{gpr, seg};
 
@@ -137,7 +137,7 @@ impl Vcpu {
     #[inline(always)]
     pub fn check_near_target(&mut self, i: &Insn, target: u64) -> Result<u64, Exit> {
         if i.prefix & prefix::CODE64 != 0 {
-            return if canonical(target) { Ok(target) } else { Err(self.protection()) };
+            return if self.state.canonical(target) { Ok(target) } else { Err(self.protection()) };
         }
         let target = target & if i.w == 2 { 0xFFFF } else { 0xFFFF_FFFF };
         if target > u64::from(self.state.seg[seg::CS].limit) {

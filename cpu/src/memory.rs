@@ -9,7 +9,7 @@ use crate::fault::{Exit, vector};
 use crate::insn::{Insn, prefix};
 use crate::mmu::Access;
 use crate::ram::{self, PAGE};
-use crate::state::{RFlags, Segment, attr, cr0, gpr, seg};
+use crate::state::{RFlags, Segment, attr, cr0, extended, gpr, seg};
 use crate::tlb::{Class, hits};
 use crate::{Vcpu, bus::Page};
 
@@ -427,11 +427,17 @@ impl Vcpu {
         Ok(place)
     }
 
+    /// Whether a base register may hold an address: as wide as the model's can be, whatever CR4.LA57 says ("5-Level Paging
+    /// and 5-Level EPT", "Canonicality Checking on Loads of Registers").
+    pub(crate) fn canonical_base(&self, address: u64) -> bool {
+        extended(address, self.model.linear_bits())
+    }
+
     /// Canonical form, alignment check, data breakpoints: what fast accesses need not look at.
     fn check_access(&mut self, segment: u8, address: u64, size: u32, write: bool) -> Result<(), Exit> {
         if self.state.long_mode() {
             let last = address.wrapping_add(u64::from(size) - 1);
-            if !canonical(address) || !canonical(last) {
+            if !self.state.canonical(address) || !self.state.canonical(last) {
                 let stack = matches!(usize::from(segment), seg::SS | seg::FLAT_STACK);
                 return Err(self.raise_code(if stack { vector::SS } else { vector::GP }, 0));
             }
@@ -566,12 +572,6 @@ impl Vcpu {
 
 fn crosses(address: u64, size: u32) -> bool {
     address % PAGE + u64::from(size) > PAGE
-}
-
-/// Whether bits 63..47 are equal (48-bit linear addresses).
-#[inline(always)]
-pub fn canonical(address: u64) -> bool {
-    ((address as i64) << 16 >> 16) as u64 == address
 }
 
 /// [`ram::compare_exchange_16`] on a place from [`Vcpu::host_for_write_16`]; returns what was there.

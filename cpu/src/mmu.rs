@@ -1,4 +1,4 @@
-//! Paging: 32-bit with PSE, PAE, 4-level (SDM Vol. 3, "Paging").
+//! Paging: 32-bit with PSE, PAE, 4-level and 5-level (SDM Vol. 3, "Paging").
 //!
 //! [`Vcpu::translate`] checks one access, sets accessed and dirty bits, and fills the TLB with every right
 //! that the page gives to the access's privilege class.
@@ -68,7 +68,7 @@ struct Walk {
     writable: bool,
     executable: bool,
     global: bool,
-    /// Protection key, of 4-level paging.
+    /// Protection key, of 4-level and 5-level paging.
     key: u8,
     /// Binary logarithm of the page's size.
     shift: u8,
@@ -247,7 +247,7 @@ impl Vcpu {
             | if nxe { 0 } else { pte::XD }
             | if long { 0 } else { 0x7FF << 52 };
         let (mut table, top) = if long {
-            (self.state.cr3 & ADDRESS, 3)
+            (self.state.cr3 & ADDRESS, if self.state.la57() { 4 } else { 3 })
         } else {
             let pdpte = self.state.pdpte[(address >> 30 & 3) as usize];
             if pdpte & pte::P == 0 {
@@ -276,8 +276,8 @@ impl Vcpu {
                 return Err(0);
             }
             let large = level > 0 && entry & pte::PS != 0;
-            // PS is reserved in a PML4E; gigabyte pages are offered.
-            let bad_ps = large && level == 3;
+            // PS is reserved in a PML4E and a PML5E; gigabyte pages are offered.
+            let bad_ps = large && level >= 3;
             let low = if large { ((1u64 << shift) - 1) & !0x1FFF } else { 0 };
             if entry & (reserved | low) != 0 || bad_ps {
                 return Err(code::P | code::RSVD);

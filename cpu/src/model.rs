@@ -227,6 +227,11 @@ impl Model {
         Self::all().iter().find(|m| m.name == name)
     }
 
+    /// Bits of a linear address in long mode, at most.
+    pub fn linear_bits(&self) -> u32 {
+        if self.features.leaf7_ecx & ecx7::LA57 != 0 { 57 } else { 48 }
+    }
+
     /// A model's name and behind it features to add or take away: `max,-avx2,+rdpid`.
     pub fn parse(text: &str) -> Result<Model, ModelError> {
         let mut words = text.split(',');

@@ -413,7 +413,7 @@ impl Vcpu {
         if !self.state.code64() && rip > u64::from(self.state.seg[seg::CS].limit) {
             return Err(self.protection());
         }
-        if self.state.code64() && !crate::memory::canonical(rip) {
+        if self.state.code64() && !self.state.canonical(rip) {
             return Err(self.protection());
         }
         let address = self.code_address(rip);

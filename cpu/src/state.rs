@@ -98,6 +98,8 @@ pub mod cr4 {
     pub const OSFXSR: u64 = 1 << 9;
     pub const OSXMMEXCPT: u64 = 1 << 10;
     pub const UMIP: u64 = 1 << 11;
+    /// 5-level paging in long mode: linear addresses have 57 bits.
+    pub const LA57: u64 = 1 << 12;
     pub const FSGSBASE: u64 = 1 << 16;
     pub const PCIDE: u64 = 1 << 17;
     pub const OSXSAVE: u64 = 1 << 18;
@@ -434,6 +436,15 @@ impl CpuState {
     pub fn code64(&self) -> bool {
         self.long_mode() && self.seg[seg::CS].has(attr::L)
     }
+    /// Whether long mode's addresses have 57 bits, of 5-level paging, not 48.
+    pub fn la57(&self) -> bool {
+        self.cr4 & cr4::LA57 != 0
+    }
+    /// Whether the bits above a linear address's are all like its highest, in the current kind of paging.
+    #[inline(always)]
+    pub fn canonical(&self, address: u64) -> bool {
+        extended(address, 48) || self.la57() && extended(address, 57)
+    }
     /// Linear address of the next instruction.
     pub fn code_address(&self) -> u64 {
         let rip = self.gpr[gpr::RIP];
@@ -442,4 +453,10 @@ impl CpuState {
     pub fn iopl(&self) -> u8 {
         (self.rflags.bits() >> 12 & 3) as u8
     }
+}
+/// Whether an address is what sign extension makes of its low `bits`.
+#[inline(always)]
+pub(crate) fn extended(address: u64, bits: u32) -> bool {
+    let unused = 64 - bits;
+    ((address as i64) << unused >> unused) as u64 == address
 }

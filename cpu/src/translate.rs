@@ -14,7 +14,6 @@ use crate::fault::Exit;
 use crate::flags::Flags;
 use crate::insn::{Insn, W};
 use crate::interp::Interp;
-use crate::memory::canonical;
 use crate::mmu::Access;
 use crate::ops::Ops;
 use crate::ram::PAGE;
@@ -299,7 +298,7 @@ impl Vcpu {
     /// Fills the TLB for an access of translated code. False: the access must be done by the interpreter (it
     /// faults, crosses a page, meets a device, or code).
     pub fn refill(&mut self, address: u64, size: u16, write: bool) -> bool {
-        if !canonical(address) && self.state.long_mode() || self.class != self.plain_class {
+        if !self.state.canonical(address) && self.state.long_mode() || self.class != self.plain_class {
             return false;
         }
         if self.tlb.recall(self.class, address, size.into(), write) {

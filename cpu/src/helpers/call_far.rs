@@ -136,7 +136,7 @@ fn checked_code(v: &mut Vcpu, d: &Descriptor, selector: u16) -> Result<Segment, 
 /// An offset must lie in the new code segment.
 pub fn check_offset(v: &mut Vcpu, segment: &Segment, offset: u64) -> Result<(), Exit> {
     let long = v.state.long_mode() && segment.has(attr::L);
-    let ok = if long { crate::memory::canonical(offset) } else { offset <= u64::from(segment.limit) };
+    let ok = if long { v.state.canonical(offset) } else { offset <= u64::from(segment.limit) };
     if ok { Ok(()) } else { Err(v.protection()) }
 }
 
@@ -254,7 +254,7 @@ pub fn inner_stack(v: &mut Vcpu, cpl: u8, ist: Option<u8>) -> Result<Stack, Exit
             return Err(v.raise_code(vector::TS, error));
         }
         let sp = v.load_system(tr.base.wrapping_add(offset), 8)?;
-        if !crate::memory::canonical(sp) {
+        if !v.state.canonical(sp) {
             return Err(v.raise_code(vector::SS, 0));
         }
         let mut segment = Segment::null(u16::from(cpl));

@@ -99,7 +99,7 @@ pub fn system_handler(x: &Instruction, i: &mut Insn) -> Option<Handler> {
         Invlpg => system::invlpg,
         Invpcid => system::invpcid,
         Invd | Wbinvd | Wbnoinvd => system::cache_control,
-        Clflush | Clflushopt => system::clflush,
+        Clflush | Clflushopt | Clwb => system::clflush,
         Hlt => system::hlt,
         Monitor => system::monitor,
         Mwait => system::mwait,

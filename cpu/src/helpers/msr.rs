@@ -4,7 +4,6 @@ use crate::Vcpu;
 use crate::fault::Exit;
 use crate::features::xsave_eax;
 use crate::insn::{Insn, W};
-use crate::memory::canonical;
 use crate::mmu::MAXPHYADDR;
 use crate::model::{Features, ebx7, ecx7, edx1, edx7, ext1};
 use crate::state::{cr0, cr4, efer, gpr, seg};
@@ -188,6 +187,7 @@ impl Vcpu {
             EFER => return self.write_efer(value),
             _ => {}
         }
+        let canonical = self.canonical_base(value);
         let s = &mut self.state;
         let m = &mut s.msr;
         match msr {
@@ -196,8 +196,8 @@ impl Vcpu {
             SPEC_CTRL if value & !7 == 0 => m.spec_ctrl = value,
             BIOS_SIGN_ID => m.bios_sign_id = value,
             SYSENTER_CS => m.sysenter_cs = value & 0xFFFF_FFFF,
-            SYSENTER_ESP if canonical(value) => m.sysenter_esp = value,
-            SYSENTER_EIP if canonical(value) => m.sysenter_eip = value,
+            SYSENTER_ESP if canonical => m.sysenter_esp = value,
+            SYSENTER_EIP if canonical => m.sysenter_eip = value,
             MCG_STATUS => m.mcg_status = value,
             MCG_CTL => m.mcg_ctl = value,
             MISC_ENABLE => m.misc_enable = value,
@@ -219,12 +219,12 @@ impl Vcpu {
                 }
             }
             STAR => m.star = value,
-            LSTAR if canonical(value) => m.lstar = value,
-            CSTAR if canonical(value) => m.cstar = value,
+            LSTAR if canonical => m.lstar = value,
+            CSTAR if canonical => m.cstar = value,
             SFMASK => m.sfmask = value & 0xFFFF_FFFF,
-            FS_BASE if canonical(value) => s.seg[seg::FS].base = value,
-            GS_BASE if canonical(value) => s.seg[seg::GS].base = value,
-            KERNEL_GS_BASE if canonical(value) => m.kernel_gs_base = value,
+            FS_BASE if canonical => s.seg[seg::FS].base = value,
+            GS_BASE if canonical => s.seg[seg::GS].base = value,
+            KERNEL_GS_BASE if canonical => m.kernel_gs_base = value,
             TSC_AUX if value >> 32 == 0 => m.tsc_aux = value,
             _ => match fixed_mtrr(msr) {
                 Some(n) if (0..8).all(|b| memory_type(value >> (b * 8) & 0xFF, false)) => {

@@ -113,7 +113,7 @@ impl Vcpu {
         let d16 = self.descriptor_of_size(selector, 16, raise)?;
         let high = self.load_system(d16.address.wrapping_add(8), 8)?;
         let base = d.base() | high << 32;
-        if high >> 40 & 0x1F != 0 || !crate::memory::canonical(base) {
+        if high >> 40 & 0x1F != 0 || !self.canonical_base(base) {
             return Err(self.raise_code(raise, error_of(selector)));
         }
         Ok(base)
@@ -311,7 +311,7 @@ pub fn load_table(v: &mut Vcpu, i: &Insn) -> Result<(), Exit> {
     if matches!(i.code, Code::Lgdt_m1632_16 | Code::Lidt_m1632_16) {
         base &= 0xFF_FFFF;
     }
-    if size == 8 && !crate::memory::canonical(base) {
+    if size == 8 && !v.canonical_base(base) {
         return Err(v.protection());
     }
     let table = TableRegister { base, limit };

@@ -4,7 +4,6 @@ use super::call_far::set_code;
 use crate::Vcpu;
 use crate::fault::Exit;
 use crate::insn::Insn;
-use crate::memory::canonical;
 use crate::run::DR6_BS;
 use crate::state::{RFlags, Segment, attr, efer, gpr, seg};
 
@@ -69,7 +68,7 @@ pub fn sysret(v: &mut Vcpu, i: &Insn) -> Result<(), Exit> {
     v.require_cpl0()?;
     let long = i.code == iced_x86::Code::Sysretq;
     let target = v.state.gpr[gpr::RCX];
-    if long && !canonical(target) {
+    if long && !v.state.canonical(target) {
         return Err(v.protection());
     }
     let base = (v.state.msr.star >> 48) as u16;
@@ -113,7 +112,7 @@ pub fn sysexit(v: &mut Vcpu, i: &Insn) -> Result<(), Exit> {
     }
     let long = i.code == iced_x86::Code::Sysexitq;
     let (rip, rsp) = (v.state.gpr[gpr::RDX], v.state.gpr[gpr::RCX]);
-    if long && (!canonical(rip) || !canonical(rsp)) {
+    if long && (!v.state.canonical(rip) || !v.state.canonical(rsp)) {
         return Err(v.protection());
     }
     let step = if long { 32 } else { 16 };

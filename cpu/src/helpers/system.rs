@@ -75,7 +75,7 @@ impl Vcpu {
         let long = s.long_mode();
         let pcid_on = value & cr4::PCIDE != 0 && old & cr4::PCIDE == 0;
         let bad = value & !self.cr4_allowed() != 0
-            || long && value & cr4::PAE == 0
+            || long && (value & cr4::PAE == 0 || (value ^ old) & cr4::LA57 != 0)
             || pcid_on && (!long || s.cr3 & 0xFFF != 0);
         if bad {
             return Err(self.protection());
@@ -118,6 +118,7 @@ impl Vcpu {
             (f.leaf7_ebx & ebx7::FSGSBASE, cr4::FSGSBASE),
             (f.leaf7_ecx & ecx7::UMIP, cr4::UMIP),
             (f.leaf7_ecx & ecx7::PKU, cr4::PKE),
+            (f.leaf7_ecx & ecx7::LA57, cr4::LA57),
             (f.leaf1_ecx & ecx1::PCID, cr4::PCIDE),
             (f.leaf1_ecx & ecx1::XSAVE, cr4::OSXSAVE),
         ]
@@ -260,7 +261,7 @@ pub fn invpcid(v: &mut Vcpu, i: &Insn) -> Result<(), Exit> {
     let pcid_used = descriptor as u64 & 0xFFF != 0 && v.state.cr4 & cr4::PCIDE == 0;
     let bad = kind > 3
         || descriptor as u64 >> 12 != 0
-        || kind == 0 && !crate::memory::canonical(linear)
+        || kind == 0 && !v.canonical_base(linear)
         || kind <= 1 && pcid_used;
     if bad {
         return Err(v.protection());
@@ -279,7 +280,7 @@ pub fn cache_control(v: &mut Vcpu, _: &Insn) -> Result<(), Exit> {
     v.require_cpl0()
 }
 
-/// CLFLUSH, CLFLUSHOPT: a read as far as faults go.
+/// CLFLUSH, CLFLUSHOPT, CLWB: a read as far as faults go.
 pub fn clflush(v: &mut Vcpu, i: &Insn) -> Result<(), Exit> {
     let address = v.operand_address(i, 1, false)?;
     v.load::<1>(i.seg, address).map(|_| ())
@@ -408,7 +409,7 @@ pub fn segment_base(v: &mut Vcpu, i: &Insn) -> Result<(), Exit> {
         return Ok(());
     }
     let base = v.get_reg(i.width(), i.r0);
-    if !crate::memory::canonical(base) {
+    if !v.canonical_base(base) {
         return Err(v.protection());
     }
     v.state.seg[n].base = base;

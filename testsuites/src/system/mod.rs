@@ -23,6 +23,8 @@ pub const STACK0: u64 = 0x6000;
 pub const STACK: u64 = 0x7000;
 pub const CODE: u64 = 0x8000;
 pub const TABLES: u64 = 0x2_0000;
+/// Of 5-level paging: its first entry leads to [`TABLES`].
+pub const PML5: u64 = 0x1_F000;
 /// A page for tests to play with.
 pub const PAGE: u64 = 0x4_0000;
 
@@ -45,6 +47,14 @@ pub enum Paging {
     Bits32,
     Pae,
     Level4,
+    Level5,
+}
+
+impl Paging {
+    /// Of 64-bit mode.
+    pub const LONG: [Paging; 2] = [Paging::Level4, Paging::Level5];
+    pub const WIDE: [Paging; 3] = [Paging::Pae, Paging::Level4, Paging::Level5];
+    pub const ALL: [Paging; 4] = [Paging::Bits32, Paging::Pae, Paging::Level4, Paging::Level5];
 }
 
 /// What an event pushed; `sp` and `ss` only where the frame has them.
@@ -142,10 +152,7 @@ impl Bench {
 
     /// 32-bit protected mode with paging, mapped as [`Bench::long`].
     pub fn paged(paging: Paging) -> Self {
-        if paging == Paging::Level4 {
-            return Self::long();
-        }
-        let mut b = Self::new("max", false);
+        let mut b = Self::new("max", Paging::LONG.contains(&paging));
         b.page(paging);
         b
     }
@@ -244,6 +251,7 @@ impl Bench {
             Paging::Bits32 => &[TABLES],
             Paging::Pae => &[TABLES, TABLES + 0x1000],
             Paging::Level4 => &[TABLES, TABLES + 0x1000, TABLES + 0x2000],
+            Paging::Level5 => &[PML5, TABLES, TABLES + 0x1000, TABLES + 0x2000],
         };
         for (n, &table) in levels.iter().enumerate() {
             // PDPTEs of PAE paging have no R/W and U/S.
@@ -259,7 +267,7 @@ impl Bench {
             }
         }
         let s = &mut self.flat.vcpu.state;
-        s.cr3 = TABLES;
+        s.cr3 = levels[0];
         s.cr0 |= cr0::PG;
         match paging {
             Paging::Bits32 => {}
@@ -267,8 +275,8 @@ impl Bench {
                 s.cr4 |= cr4::PAE;
                 s.pdpte = [(TABLES + 0x1000) | 1, 0, 0, 0];
             }
-            Paging::Level4 => {
-                s.cr4 |= cr4::PAE;
+            Paging::Level4 | Paging::Level5 => {
+                s.cr4 |= cr4::PAE | if paging == Paging::Level5 { cr4::LA57 } else { 0 };
                 s.msr.efer |= efer::LME | efer::LMA;
             }
         }
@@ -281,7 +289,7 @@ impl Bench {
         match self.paging {
             Some(Paging::Bits32) | None => TABLES + 0x1000 + n * 4,
             Some(Paging::Pae) => TABLES + 0x2000 + n * 8,
-            Some(Paging::Level4) => TABLES + 0x3000 + n * 8,
+            Some(Paging::Level4 | Paging::Level5) => TABLES + 0x3000 + n * 8,
         }
     }
 

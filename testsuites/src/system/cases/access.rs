@@ -5,7 +5,10 @@ use crate::system::*;
 use iced_x86::code_asm::*;
 use trimaran_cpu::state::{cr0, efer, gpr};
 
-pub const CASES: super::List = &[("every_combination", every_combination)];
+pub const CASES: super::List = &[
+    ("every_combination", || every_combination(Paging::Level4)),
+    ("every_combination_with_5_levels", || every_combination(Paging::Level5)),
+];
 
 const P: u64 = 1;
 const W: u64 = 2;
@@ -65,8 +68,8 @@ fn choose(list: &[u64], number: u64) -> u64 {
     (0..).zip(list).filter(|(n, _)| number >> n & 1 != 0).map(|(_, bit)| bit).sum()
 }
 
-fn bench() -> Bench {
-    let mut b = Bench::long();
+fn bench(paging: Paging) -> Bench {
+    let mut b = Bench::paged(paging);
     b.map_user();
     b.assemble(64, CODE, |a| {
         a.mov(eax, dword_ptr(LINEAR))?;
@@ -110,8 +113,8 @@ fn check(b: &mut Bench, case: Case) {
     }
 }
 
-fn every_combination() {
-    let mut b = bench();
+fn every_combination(paging: Paging) {
+    let mut b = bench(paging);
     for number in 0..1u64 << 12 {
         let bit = |n: u64| number >> n & 1 != 0;
         for kind in [Read, Write, Fetch] {

@@ -9,6 +9,7 @@ mod address_spaces;
 mod avx;
 mod code_fetch;
 mod debug_events;
+mod la57;
 mod models;
 mod modes;
 mod msrs;
@@ -31,6 +32,7 @@ pub const SUBJECTS: &[(&str, List)] = &[
     ("avx", avx::CASES),
     ("code_fetch", code_fetch::CASES),
     ("debug_events", debug_events::CASES),
+    ("la57", la57::CASES),
     ("models", models::CASES),
     ("modes", modes::CASES),
     ("msrs", msrs::CASES),

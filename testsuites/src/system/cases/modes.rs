@@ -250,7 +250,7 @@ fn instruction_checks() {
             0,
             |a| {
                 a.mov(ecx, 0xC000_0100u32)?;
-                a.mov(edx, 0x8000)?;
+                a.mov(edx, 0x0100_0000)?;
                 a.xor(eax, eax)?;
                 a.wrmsr()
             },
@@ -264,7 +264,7 @@ fn instruction_checks() {
             3,
             cr4::FSGSBASE,
             |a| {
-                a.mov(rax, 1u64 << 47)?;
+                a.mov(rax, 1u64 << 56)?;
                 a.wrfsbase(rax)
             },
             (13, 0),

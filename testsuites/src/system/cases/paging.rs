@@ -81,7 +81,7 @@ fn access_rights() {
         (3, Read, P | U, no, yes, yes, no, None),
         (0, Read, P, no, yes, yes, no, None),
     ];
-    for paging in [Paging::Bits32, Paging::Pae, Paging::Level4] {
+    for paging in Paging::ALL {
         for row in rows {
             let &(cpl, what, bits, wp, smep, smap, ac, expected) = row;
             let mut b = Bench::paged(paging);
@@ -113,7 +113,7 @@ fn access_rights() {
 
 /// "Execute-disable": XD faults with NXE, and is reserved without.
 fn execute_disable() {
-    for paging in [Paging::Pae, Paging::Level4] {
+    for paging in Paging::WIDE {
         for (nxe, what, expected) in [
             (true, Fetch, Some(0x11)),
             (true, Read, None),
@@ -158,9 +158,10 @@ fn protection_keys() {
         (0, Write, P | U, 0, yes, yes, Some(3)),
         (0, Write, P | W, AD | WD, yes, yes, None),
     ];
-    for row in rows {
+    for (paging, row) in Paging::LONG.into_iter().flat_map(|paging| rows.iter().map(move |row| (paging, row)))
+    {
         let &(cpl, what, bits, rights, pke, wp, expected) = row;
-        let mut b = Bench::long();
+        let mut b = Bench::paged(paging);
         if cpl == 3 {
             b.map_user();
         }
@@ -173,9 +174,9 @@ fn protection_keys() {
         s.cr4 |= if pke { cr4::PKE } else { 0 };
         let got = b.run();
         match expected {
-            None if cpl == 3 => assert_eq!(got.fault(), (13, 0), "{row:?}"),
+            None if cpl == 3 => assert_eq!(got.fault(), (13, 0), "{paging:?} {row:?}"),
             None => got.halted(),
-            Some(error) => assert_eq!(got.fault(), (14, error), "{row:?}"),
+            Some(error) => assert_eq!(got.fault(), (14, error), "{paging:?} {row:?}"),
         }
     }
 }
@@ -265,7 +266,7 @@ fn large_pages() {
     b.flat.ram.write(TABLES + 4, &0x80_0083u32.to_le_bytes());
     read(&mut b, 0x40_0123);
     assert_eq!(b.get(TABLES + 4, 4) & (A | D), A);
-    for paging in [Paging::Pae, Paging::Level4] {
+    for paging in Paging::WIDE {
         let mut b = Bench::paged(paging);
         let directory = if paging == Paging::Pae { TABLES + 0x1000 } else { TABLES + 0x2000 };
         b.put(directory + 8, 0x80_0083);
@@ -278,7 +279,7 @@ fn large_pages() {
 
 /// "Accessed and Dirty Flags".
 fn accessed_and_dirty() {
-    for paging in [Paging::Bits32, Paging::Pae, Paging::Level4] {
+    for paging in Paging::ALL {
         let mut b = Bench::paged(paging);
         b.map(PAGE, P | W);
         touch(&mut b, Read);

@@ -8,6 +8,7 @@ pub const CASES: super::List = &[
     ("encodings", encodings),
     ("modes", modes),
     ("what_models_lack", what_models_lack),
+    ("cache_lines", cache_lines),
     ("virtualization", virtualization),
 ];
 
@@ -114,6 +115,8 @@ fn what_models_lack() {
         ),
         ("x86-64-v2", "CLFLUSHOPT", &[0x66, 0x0F, 0xAE, 0x3B], UD),
         ("max", "CLFLUSHOPT", &[0x66, 0x0F, 0xAE, 0x3B], None),
+        ("x86-64-v3", "CLWB", &[0x66, 0x0F, 0xAE, 0x33], UD),
+        ("max", "CLWB", &[0x66, 0x0F, 0xAE, 0x33], None),
         ("x86-64-v2,-invpcid", "INVPCID", &[0x66, 0x0F, 0x38, 0x82, 0x18], UD),
         ("x86-64-v2", "RDPKRU", &[0x0F, 0x01, 0xEE], UD),
         ("x86-64-v2,-smap", "STAC", &[0x0F, 0x01, 0xCB], UD),
@@ -122,6 +125,20 @@ fn what_models_lack() {
         ("core2", "SFENCE", &[0x0F, 0xAE, 0xF8], None),
     ] {
         assert_eq!(run(Bench::of(model), bytes), expected, "{name} on {model}");
+    }
+}
+
+/// CLFLUSH, CLFLUSHOPT, CLWB [RBX]: checked as reads.
+fn cache_lines() {
+    for bytes in [&[0x0F, 0xAE, 0x3B][..], &[0x66, 0x0F, 0xAE, 0x3B], &[0x66, 0x0F, 0xAE, 0x33]] {
+        for (bits, expected) in [(0, Some((14, 4))), (1, Some((14, 5))), (5, Some((13, 0)))] {
+            let mut b = Bench::long();
+            b.map_user();
+            b.map(PAGE, bits);
+            b.ring(3);
+            // HLT is privileged: what a program may do ends in #GP.
+            assert_eq!(run(b, bytes), expected, "{bytes:02x?} {bits}");
+        }
     }
 }
 
