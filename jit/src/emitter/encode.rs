@@ -460,6 +460,9 @@ impl Asm {
             u8::from(s.wide) << 7 | (!vvvv & 15) << 3 | u8::from(s.long) << 2 | pp,
         ]);
     }
+    pub fn stmxcsr(&mut self, m: Mem) {
+        self.rm(W::D, 0x0FAE, 3, NONE, m);
+    }
     pub fn crc32(&mut self, w: W, d: Reg, rm: Rm) {
         if w == W::W {
             self.bytes.push(0x66);

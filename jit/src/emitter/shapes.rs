@@ -33,6 +33,8 @@ pub enum Effect {
     Mask,
     /// MOVNTI: a plain store.
     Store,
+    /// STMXCSR: stores, not a vector.
+    Status,
     /// CRC32: operand 0, a general register, is also a source.
     Checksum,
 }
@@ -221,12 +223,13 @@ fn shape(code: Code) -> Option<Shape> {
         M::Pcmpistri => Effect::Index,
         M::Pcmpistrm => Effect::Mask,
         M::Movnti => Effect::Store,
+        M::Stmxcsr => Effect::Status,
         M::Crc32 => Effect::Checksum,
         // Lengths in fixed registers.
         M::Pcmpestri | M::Pcmpestrm | M::Pcmpestri64 | M::Pcmpestrm64 => return None,
         _ => Effect::None,
     };
-    if !vectors && !matches!(effect, Effect::Store | Effect::Checksum) {
+    if !vectors && !matches!(effect, Effect::Store | Effect::Status | Effect::Checksum) {
         return None;
     }
     let size = op.memory_size().size() as u8;

@@ -5,7 +5,7 @@
 //! does so at its look-up, before the host's instruction writes anything. A host register holds nothing else, so
 //! there is no allocation; operands in memory stay there.
 
-use super::encode::{Rm, cc, field};
+use super::encode::{Alu, Rm, cc, field};
 use super::registers::Emitter;
 use super::shapes::{Effect, Field, Shape};
 use super::value::{BitOp, Val};
@@ -73,8 +73,21 @@ impl Emitter<'_> {
         self.write_guest(W::D, i.r0, Val::Host(d, 4));
     }
 
+    /// STMXCSR: the guest's register, and the flags that are still in the host's.
+    fn store_status(&mut self, i: &Insn) {
+        let d = self.alloc();
+        self.asm.stmxcsr(field(offset::SCRATCH));
+        self.asm.load(W::D, d, field(offset::SCRATCH));
+        self.asm.alu_imm(Alu::And, W::D, d, 0x3F);
+        self.asm.alu_load(Alu::Or, W::D, d, field(offset::MXCSR));
+        self.store_operand(i, W::D, Val::Host(d, 4));
+    }
+
     /// Emits a vector instruction.
     pub fn vector(&mut self, i: &Insn, s: &Shape) {
+        if s.effect == Effect::Status {
+            return self.store_status(i);
+        }
         self.uses_vectors = true;
         if s.effect == Effect::Store {
             let v = self.read_guest(i.width(), i.r1);
