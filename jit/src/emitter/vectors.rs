@@ -74,7 +74,7 @@ impl Emitter<'_> {
     }
 
     /// STMXCSR: the guest's register, and the flags that are still in the host's.
-    fn store_status(&mut self, i: &Insn) {
+    fn store_mxcsr(&mut self, i: &Insn) {
         let d = self.alloc();
         self.asm.stmxcsr(field(offset::SCRATCH));
         self.asm.load(W::D, d, field(offset::SCRATCH));
@@ -86,7 +86,7 @@ impl Emitter<'_> {
     /// Emits a vector instruction.
     pub fn vector(&mut self, i: &Insn, s: &Shape) {
         if s.effect == Effect::Status {
-            return self.store_status(i);
+            return self.store_mxcsr(i);
         }
         self.uses_vectors = true;
         if s.effect == Effect::Store {
