@@ -117,7 +117,8 @@ impl Emitter<'_> {
     pub fn prepare_head(&mut self) -> Option<State> {
         let region = self.job.region;
         let (mut uses, mut written) = ([0u32; 16], 0);
-        let (mut vectors, mut vectors_written, mut float, mut memory) = (0, 0, false, false);
+        let (mut vectors, mut vectors_written) = (0, 0);
+        let (mut float, mut memory, mut fpu) = (false, false, false);
         if self.frugal {
             return None;
         }
@@ -130,7 +131,8 @@ impl Emitter<'_> {
             let first = self.first_of_block[n];
             facts.extend(block.insns.iter().zip(self.facts[first..].iter().copied()));
         }
-        for (i, Facts { named: all, written: writes, shape, .. }) in facts {
+        for (i, Facts { named: all, written: writes, shape, x87, .. }) in facts {
+            fpu |= x87.is_some();
             if let Some(shape) = shape {
                 let (read, writes) = shape.vectors(i, self.ymm);
                 (vectors, vectors_written) = (vectors | read | writes, vectors_written | writes);
@@ -159,15 +161,18 @@ impl Emitter<'_> {
             self.open_kept(&cycle, written);
             self.tlb_register();
         }
+        if fpu {
+            self.keep_x87();
+        }
         Some(self.state.clone())
     }
 
     /// Back to the head, with everything where `prepare_head` had it.
     pub fn back_to(&mut self, head: &State, label: Label) {
-        self.write_x87();
+        let turned = !self.x87_back_to(&head.x87);
         let still = |w: &Window| self.state.windows.iter().flatten().any(|v| v.host == w.host && v.kept());
-        if !head.windows.iter().flatten().all(still) {
-            // A helper has run: from the beginning.
+        if turned || !head.windows.iter().flatten().all(still) {
+            // A helper has run, or the x87 stack turns: from the beginning.
             self.write_flags();
             self.write_registers();
             return self.asm.jmp(self.before_head);

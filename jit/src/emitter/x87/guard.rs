@@ -1,7 +1,7 @@
 //! What stands before a run of x87 instructions: see the head of `mod.rs`.
 
-use super::X87;
 use super::forms::{Action, Form};
+use super::{NOWHERE, X87};
 use crate::emitter::encode::{Alu, RAX, cc, field};
 use crate::emitter::registers::{Emitter, Facts};
 use trimaran_cpu::insn::{Insn, W};
@@ -92,6 +92,27 @@ impl Emitter<'_> {
         }
     }
 
+    /// A guard before a loop: what is cached at its head stays on the host's stack from iteration to iteration.
+    pub fn keep_x87(&mut self) {
+        self.guard();
+        if let Some(snapshot) = self.snapshots.last_mut() {
+            (snapshot.kept, snapshot.rest) = (true, 0);
+        }
+        // The loop may change them.
+        self.state.x87.homes = [NOWHERE; 8];
+    }
+
+    /// Before a way back to the head of a loop. False: the unit is not as it was there, and memory knows all.
+    pub fn x87_back_to(&mut self, head: &X87) -> bool {
+        let same = self.state.x87.continues(head);
+        if same && head.guarded {
+            self.write_x87_pointer();
+        } else {
+            self.write_x87();
+        }
+        same
+    }
+
     fn guard(&mut self) {
         self.write_x87();
         let wants = self.wants();
@@ -132,9 +153,9 @@ impl Emitter<'_> {
         cold_part.mov_imm(RAX, k.into());
         cold_part.call(self.common.miss);
 
-        let mut x = X87 { code_selector: x.code_selector, data_selector: x.data_selector, ..X87::new(x.top) };
-        (x.guarded, x.known, x.valid, x.memory_valid) = (true, tags, wants.valid, wants.valid);
-        x.cached = wants.depth;
+        // All is written back: what was known of tags is what memory says.
+        let mut x = X87 { guarded: true, known: x.known | tags, valid: x.valid & !tags | wants.valid, ..x };
+        (x.memory_valid, x.cached, x.has_c1) = (x.valid, wants.depth, false);
         for n in (0..wants.depth).rev() {
             let p = x.physical(n);
             self.asm.load_extended(field(offset::x87_register(p.into())));

@@ -117,6 +117,17 @@ impl X87 {
         self.homes.rotate_left(1);
         self.cached -= 1;
     }
+    /// Whether a loop's head with state `head` may follow.
+    fn continues(&self, head: &X87) -> bool {
+        let tags = |x: &X87| (x.valid & head.known, x.memory_valid & head.known);
+        let stale = (self.valid ^ self.memory_valid) & !head.known;
+        !head.guarded
+            || self.guarded
+                && (self.top, self.memory_top, self.cached) == (head.top, head.memory_top, head.cached)
+                && head.known & !self.known == 0
+                && tags(self) == tags(head)
+                && stale == 0
+    }
     /// Whether memory's copy of the state is wrong but for the registers.
     fn stale(&self) -> bool {
         self.top != self.memory_top || self.valid != self.memory_valid || self.last.is_some()

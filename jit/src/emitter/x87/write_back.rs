@@ -15,10 +15,8 @@ const STATUS: usize = offset::X87_STATUS;
 impl Emitter<'_> {
     /// Brings the memory of the unit's state up to date and empties the host's stack. Spoils RAX, RCX, flags.
     pub fn write_x87(&mut self) {
+        self.write_x87_pointer();
         let x = self.state.x87;
-        if let Some(delta) = x.last {
-            self.write_pointer(delta);
-        }
         if x.cached != 0 {
             self.write_status_with_c1();
             for n in 0..x.cached {
@@ -38,11 +36,12 @@ impl Emitter<'_> {
         self.write_tags();
         let x = &mut self.state.x87;
         x.has_c1 &= x.cached == 0;
-        (x.memory_top, x.memory_valid, x.cached, x.last) = (x.top, x.valid, 0, None);
+        (x.memory_top, x.memory_valid, x.cached) = (x.top, x.valid, 0);
     }
 
     /// FIP and FCS.
-    fn write_pointer(&mut self, delta: i64) {
+    pub fn write_x87_pointer(&mut self) {
+        let Some(delta) = self.state.x87.last.take() else { return };
         let w = if self.code64 { W::Q } else { W::D };
         let rip = match self.state.guest[gpr::RIP] {
             Place::Host(h, _) => h,
