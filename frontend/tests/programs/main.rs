@@ -6,6 +6,7 @@ mod interrupts_kernel;
 mod nmi_kernel;
 mod program;
 mod rom;
+mod startup_kernel;
 mod unit_kernel;
 
 use std::path::Path;
@@ -56,6 +57,33 @@ fn a_kernel_leaves_with_success() {
             let expected =
                 format!("args: {kernel} first second=2\ncpus {cpus}\nonline {cpus}\ninterrupt\ndone\n");
             assert_eq!(stdout, expected);
+        }
+    }
+}
+
+/// The environment, memory, ACPI's tables, the other processors by one broadcast to address 0.
+#[test]
+fn a_kernel_starts_as_suites_do() {
+    let folder = TempDir::new().unwrap();
+    let kernel = write(&folder, "startup.flat", &startup_kernel::build());
+    let module = write(&folder, "environment", startup_kernel::ENVIRONMENT);
+    for engine in engines_and_kvm() {
+        for (cpus, memory) in [("1", "128M"), ("2", "512M"), ("4", "2G")] {
+            let machine = [
+                "--no-reboot",
+                "--testdev",
+                "--kernel",
+                &kernel,
+                "--initrd",
+                &module,
+                "--cpus",
+                cpus,
+                "--memory",
+                memory,
+            ];
+            let (status, stdout, stderr) = trimaran(&[&machine[..], engine].concat());
+            let expected = format!("NR=7\nmemory\ntables\nprocessors {cpus}\ndone\n");
+            assert_eq!((status, stdout), (1, expected), "{engine:?}, {cpus} processors: {stderr}");
         }
     }
 }

@@ -6,7 +6,7 @@ use iced_x86::IcedError;
 use iced_x86::code_asm::*;
 
 pub const GDT: u32 = BASE + 0x3000;
-const GDT_POINTER: u32 = BASE + 0x3100;
+pub const GDT_POINTER: u32 = BASE + 0x3100;
 pub const IDT_POINTER: u32 = BASE + 0x3110;
 const STRINGS: u32 = BASE + 0x3200;
 /// Handlers of interrupts.

@@ -225,6 +225,8 @@ fn la57_bases() {
             let on = |code: &dyn Fn(&mut CodeAssembler) -> Result<(), iced_x86::IcedError>| {
                 let mut b = Bench::long_on(model);
                 b.flat.vcpu.state.cr4 |= cr4::FSGSBASE | cr4::PCIDE;
+                b.describe(sel::TSS2, descriptor(value as u32, 0x67, 0x89));
+                b.put(GDT + u64::from(sel::TSS2) + 8, value >> 32);
                 b.put(PAGE, 0x0FFF);
                 b.put(PAGE + 2, value);
                 b.put(PAGE + 16, 0);
@@ -256,6 +258,14 @@ fn la57_bases() {
                 a.invpcid(rcx, xmmword_ptr(PAGE + 16))
             };
             check("INVPCID", on(&invpcid));
+            let task = on(&|a| {
+                a.mov(eax, u32::from(sel::TSS2))?;
+                a.ltr(ax)
+            });
+            match good {
+                true => assert!(matches!(task, Outcome::Halted(_)), "{what}: LTR: {task:x?}"),
+                false => assert_eq!(task.fault(), (13, u64::from(sel::TSS2)), "{what}: LTR"),
+            }
         }
     }
     // A wide base is no use to 4-level paging.
