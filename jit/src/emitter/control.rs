@@ -320,6 +320,7 @@ impl Emitter<'_> {
         match self.facts() {
             Facts { shape: Some(shape), .. } => self.vector(i, shape),
             Facts { x87: Some(form), .. } => self.x87(i, form),
+            Facts { division: true, .. } => self.division(i),
             _ => return false,
         }
         true

@@ -26,6 +26,7 @@ pub mod cc {
     pub const AE: u8 = 3;
     pub const E: u8 = 4;
     pub const NE: u8 = 5;
+    pub const BE: u8 = 6;
     pub const A: u8 = 7;
     pub const S: u8 = 8;
     pub const P: u8 = 10;
@@ -370,6 +371,11 @@ impl Asm {
     pub fn mul(&mut self, signed: bool, s: Reg) {
         self.clobbered = true;
         self.ext(W::Q, 0xF7, 4 + u8::from(signed), s);
+    }
+    /// RAX, RDX = RDX:RAX / s, the remainder.
+    pub fn div(&mut self, signed: bool, w: W, s: Reg) {
+        self.clobbered = true;
+        self.ext(w, 0xF7, 6 + u8::from(signed), s);
     }
     /// d *= s, 16 bits and up.
     pub fn imul(&mut self, w: W, d: Reg, s: Reg) {

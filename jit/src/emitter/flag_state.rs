@@ -276,6 +276,8 @@ impl Emitter<'_> {
                 Add | Sub | Cmp | And | Or | Xor | Test | Neg | Imul | ImulImmediate | ImulWide | Mul
                 | Bsf | Bsr | Popcnt | Xadd | Cmpxchg => return true,
                 Mov | Lea | Not | Movzx | Movsx | Bswap | Convert | ConvertWide | Nop | Xchg => {}
+                // They may leave the flags, and do not read them.
+                Shl | Shr | Sar | Rol | Ror => {}
                 _ => return false,
             }
         }

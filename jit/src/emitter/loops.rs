@@ -37,6 +37,10 @@ pub fn named(i: &Insn, shape: Option<&Shape>, x87: Option<&x87::Form>) -> (u32, 
         let ax = form.action == x87::Action::StoreStatus && !i.memory();
         return (all | u32::from(ax), u32::from(ax));
     }
+    if super::division::native(i) {
+        let pair = 1 << gpr::RAX | 1 << gpr::RDX;
+        return (all | pair | if i.memory() { 0 } else { register(i.r0) }, pair);
+    }
     match i.kernel {
         Jmp | Jcc | Nop | Helper => return (all, 0),
         Call => return (all | stack, stack),

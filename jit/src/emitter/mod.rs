@@ -22,6 +22,7 @@ mod access;
 mod compute;
 mod conditions;
 mod control;
+mod division;
 mod encode;
 mod flag_state;
 mod loops;

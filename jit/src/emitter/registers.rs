@@ -107,15 +107,19 @@ pub struct Facts {
     /// How it runs as itself on the host: a vector instruction, an x87 instruction.
     pub shape: Option<&'static Shape>,
     pub x87: Option<&'static x87::Form>,
+    /// DIV, IDIV.
+    pub division: bool,
 }
 
 impl Facts {
     fn of(i: &Insn, frugal: bool, key: BlockKey, x87: bool) -> Self {
         let shape = shapes::native(i, key);
         let x87 = if x87 { x87::native(i, key) } else { None };
+        let division = super::division::native(i);
         let (named, written) = super::loops::named(i, shape, x87);
-        let helper = super::control::is_helper(i, frugal, shape.is_some() || x87.is_some());
-        Facts { named, written, helper, shape, x87 }
+        let native = shape.is_some() || x87.is_some() || division;
+        let helper = super::control::is_helper(i, frugal, native);
+        Facts { named, written, helper, shape, x87, division }
     }
 }
 

@@ -186,7 +186,8 @@ impl Emitter<'_> {
             (Some(shape), _) => self.reach(i, delta, shape.size, i.mem_op == 0),
             (_, Some(form)) => self.reach(i, delta, form.size, form.store),
             _ => {
-                let reads = matches!(i.kernel, Cmp | Test | Kernel::Bt | Push | CallIndirect);
+                let kernel = matches!(i.kernel, Cmp | Test | Kernel::Bt | Push | CallIndirect);
+                let reads = kernel || facts.division;
                 self.reach(i, delta, i.w.min(8), i.mem_op == 0 && !reads)
             }
         };

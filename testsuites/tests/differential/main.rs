@@ -4,6 +4,7 @@
 #![allow(clippy::redundant_closure_for_method_calls)]
 
 mod cache;
+mod division;
 mod events;
 mod mapping;
 mod modification;
