@@ -21,6 +21,7 @@ pub const WORLD: World = World {
     alias: 0x7FFF_0040_0000,
     write_protect: true,
     global: false,
+    avx: false,
     fs: 0,
     gs: 0,
     touched: 0,

@@ -13,8 +13,23 @@ use trimaran_cpu::model::Features;
 
 /// The forms of one code size.
 pub struct Forms {
-    /// Those with kernels, the others that work on general registers and memory, SSE and MMX, x87.
-    pub groups: [Vec<Instruction>; 4],
+    /// By [`group`].
+    pub groups: [Vec<Instruction>; group::COUNT],
+}
+
+/// Kinds of forms, drawn with different weights.
+pub mod group {
+    /// What every program is full of.
+    pub const COMMON: usize = 0;
+    /// The others that work on general registers and memory.
+    pub const GENERAL: usize = 1;
+    /// SSE and MMX.
+    pub const SSE: usize = 2;
+    pub const X87: usize = 3;
+    /// VEX-encoded: on general registers, and on vectors.
+    pub const BMI: usize = 4;
+    pub const AVX: usize = 5;
+    pub const COUNT: usize = 6;
 }
 
 /// What has kernels ([`trimaran_cpu::kernels::Kernel`]).
@@ -104,7 +119,10 @@ fn usable(x: &Instruction) -> bool {
             | M::Fxrstor
             | M::Fxrstor64
     );
+    // Gathers reach wherever their indices say; they have tests of their own.
+    let wild = x.memory_index().is_vector_register();
     x.flow_control() == FlowControl::Next
+        && !wild
         && !x.is_stack_instruction()
         && !x.is_string_instruction()
         && !x.is_privileged()
@@ -137,34 +155,70 @@ impl Forms {
     }
 
     fn find(bits: u32) -> Self {
-        let mut rng = SmallRng::seed_from_u64(11);
-        let features = Features::all();
-        // With a register and with memory: an instruction has at most one operand in memory.
-        let mut found: BTreeMap<(usize, bool, bool), Instruction> = BTreeMap::new();
-        for _ in 0..700_000 {
-            let bytes = random_bytes(&mut rng, bits);
-            let x = Decoder::with_ip(bits, &bytes, 0, DecoderOptions::NONE).decode();
-            if x.is_invalid() || !features.allows(&x) || !usable(&x) {
-                continue;
-            }
-            let memory = (0..x.op_count()).any(|n| x.op_kind(n) == OpKind::Memory);
-            found.entry((x.code() as usize, memory, x.has_lock_prefix())).or_insert(x);
-        }
-        let mut groups: [Vec<Instruction>; 4] = Default::default();
-        for x in found.into_values() {
-            let registers = |f: fn(Register) -> bool| {
-                (0..x.op_count()).any(|n| x.op_kind(n) == OpKind::Register && f(x.op_register(n)))
-            };
+        let mut groups: [Vec<Instruction>; group::COUNT] = Default::default();
+        for x in decoded(bits, 700_000, random_bytes) {
             let group = match x.mnemonic() {
-                m if kernel(m) && !registers(|r| !r.is_gpr()) => 0,
-                m if format!("{m:?}").starts_with('F') && m != Mnemonic::Femms => 3,
-                _ if registers(Register::is_vector_register) || registers(Register::is_mm) => 2,
-                _ => 1,
+                m if kernel(m) && !names(&x, |r| !r.is_gpr()) => group::COMMON,
+                m if format!("{m:?}").starts_with('F') && m != Mnemonic::Femms => group::X87,
+                _ if names(&x, |r| r.is_vector_register() || r.is_mm()) => group::SSE,
+                _ => group::GENERAL,
+            };
+            groups[group].push(x);
+        }
+        for x in decoded(bits, 250_000, vex_bytes) {
+            let group = if names(&x, Register::is_gpr) && !names(&x, Register::is_vector_register) {
+                group::BMI
+            } else {
+                group::AVX
             };
             groups[group].push(x);
         }
         Forms { groups }
     }
+}
+
+/// Whether one of the register operands is such.
+fn names(x: &Instruction, f: impl Fn(Register) -> bool) -> bool {
+    (0..x.op_count()).any(|n| x.op_kind(n) == OpKind::Register && f(x.op_register(n)))
+}
+
+/// The usable forms among so many random instructions, each with a register and with memory: an instruction has at most one
+/// operand in memory.
+fn decoded(
+    bits: u32,
+    count: u32,
+    random: fn(&mut SmallRng, u32) -> [u8; 20],
+) -> impl Iterator<Item = Instruction> {
+    let mut rng = SmallRng::seed_from_u64(11);
+    let features = Features::all();
+    let mut found: BTreeMap<(usize, bool, bool), Instruction> = BTreeMap::new();
+    for _ in 0..count {
+        let bytes = random(&mut rng, bits);
+        let x = Decoder::with_ip(bits, &bytes, 0, DecoderOptions::NONE).decode();
+        if x.is_invalid() || !features.allows(&x) || !usable(&x) {
+            continue;
+        }
+        let memory = (0..x.op_count()).any(|n| x.op_kind(n) == OpKind::Memory);
+        found.entry((x.code() as usize, memory, x.has_lock_prefix())).or_insert(x);
+    }
+    found.into_values()
+}
+
+/// A VEX prefix, an opcode, and what follows.
+fn vex_bytes(rng: &mut SmallRng, bits: u32) -> [u8; 20] {
+    let mut bytes = [0; 20];
+    rng.fill(&mut bytes[..]);
+    // VEX.vvvv names nothing in a good part of all instructions.
+    let last = bytes[2] | if rng.random() { 0x78 } else { 0 };
+    // Without REX-like bits in 32-bit mode, where C4 and C5 are LES and LDS otherwise.
+    let high = if bits == 64 { 0 } else { 0xC0 };
+    if rng.random_ratio(1, 4) {
+        bytes[..2].copy_from_slice(&[0xC5, last | high]);
+    } else {
+        let map = bytes[1] & 0xE0 | high | rng.random_range(1..4);
+        bytes[..3].copy_from_slice(&[0xC4, map, last]);
+    }
+    bytes
 }
 
 fn random_bytes(rng: &mut SmallRng, bits: u32) -> [u8; 20] {
@@ -220,6 +274,8 @@ pub fn like(rng: &mut SmallRng, r: Register, bits: u32) -> Register {
         pick(rng, Register::RAX, n)
     } else if r.is_xmm() {
         pick(rng, Register::XMM0, n.min(6))
+    } else if r.is_ymm() {
+        pick(rng, Register::YMM0, n.min(6))
     } else if r.is_mm() {
         pick(rng, Register::MM0, 8)
     } else if r.is_st() {
@@ -281,4 +337,31 @@ pub fn jcc(number: usize, bits: u32) -> Code {
         Code::Jg_rel32_32,
     ];
     if bits == 64 { WIDE[number & 15] } else { NARROW[number & 15] }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Every group has the forms that it is for.
+    #[test]
+    fn groups_are_full() {
+        for (bits, least) in [(64, [300, 80, 500, 100, 40, 700]), (32, [150, 40, 400, 100, 15, 500])] {
+            let sizes = Forms::of(bits).groups.each_ref().map(Vec::len);
+            println!("{bits} bits: {sizes:?}");
+            assert!(sizes.iter().zip(least).all(|(&n, least)| n >= least), "{bits} bits: {sizes:?}");
+        }
+    }
+
+    /// Prefixes of names: what the model has that is VEX-encoded.
+    #[test]
+    fn extensions_are_there() {
+        let forms = Forms::of(64).groups[group::BMI..].concat();
+        let missing = |name: &&&str| !forms.iter().any(|x| format!("{:?}", x.code()).contains(**name));
+        let wanted =
+            ["Vaddps_ymm", "Vpaddd_ymm", "Vfmadd231pd_ymm", "Vcvtph2ps", "Vaesenc_ymm", "Vzeroupper"];
+        let general = ["Andn_r64", "Mulx_r64", "Pdep_r32", "Rorx_r64", "Shlx_r64", "Bzhi_r64", "Bextr_r32"];
+        let missing: Vec<_> = wanted.iter().chain(&general).filter(missing).collect();
+        assert!(missing.is_empty(), "{missing:?}");
+    }
 }

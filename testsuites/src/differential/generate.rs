@@ -15,7 +15,8 @@ pub struct Program {
     pub world: World,
     images: Vec<(u64, Vec<u8>)>,
     gpr: [u64; 16],
-    xmm: [u128; 16],
+    /// Low and high halves of YMM registers.
+    ymm: [[u128; 2]; 16],
     rflags: u64,
     start: u64,
     /// DR0 and DR7: a breakpoint.
@@ -43,13 +44,17 @@ impl Program {
         }
         s.x87.valid = 0;
         s.x87.control = 0x37F;
-        for (n, v) in self.xmm.iter().enumerate() {
-            (s.zmm[n][0], s.zmm[n][1]) = (*v as u64, (v >> 64) as u64);
+        for (zmm, ymm) in s.zmm.iter_mut().zip(&self.ymm) {
+            let words = ymm.iter().flat_map(|&v| [v as u64, (v >> 64) as u64]);
+            zmm.iter_mut().zip(words).for_each(|(z, v)| *z = v);
         }
     }
 }
 
-fn world(rng: &mut SmallRng) -> World {
+/// Three of four seeds from here on have AVX; below programs stay what they were when their seeds were kept.
+pub const FIRST_WIDE: u64 = 1_000;
+
+fn world(rng: &mut SmallRng, seed: u64) -> World {
     let modes = [Mode::Long, Mode::Long, Mode::Long, Mode::Compatibility, Mode::Paged, Mode::Flat];
     let mode = modes[rng.random_range(0..modes.len())];
     let cpl = [0, 3][rng.random_range(0..2)];
@@ -70,6 +75,7 @@ fn world(rng: &mut SmallRng) -> World {
         alias,
         write_protect: rng.random(),
         global: rng.random(),
+        avx: seed >= FIRST_WIDE && !seed.is_multiple_of(4),
         fs,
         gs,
         touched: rng.random(),
@@ -80,7 +86,7 @@ fn world(rng: &mut SmallRng) -> World {
 /// `x87`: half of the instructions are runs of the x87 unit's.
 pub fn program(seed: u64, only: Option<&str>, x87: bool) -> Program {
     let mut rng = SmallRng::seed_from_u64(seed);
-    let world = world(&mut rng);
+    let world = world(&mut rng, seed);
     let mut builder = Builder::new(&mut rng, &world, only);
     builder.with_x87 = x87;
     builder.build();
@@ -113,7 +119,8 @@ pub fn program(seed: u64, only: Option<&str>, x87: bool) -> Program {
         std::array::from_fn(|n| if n < 8 || word == 8 { values::integer(&mut rng) & word_mask } else { 0 });
     let interrupts = if rng.random() { 0x200 } else { 0 };
     let rflags = rng.random::<u64>() & 0x8D5 | interrupts;
-    let xmm = std::array::from_fn(|n| if n < 8 || word == 8 { values::vector(&mut rng) } else { 0 });
+    let mut ymm = [[0; 2]; 16];
+    vectors(&mut rng, &world, ymm.iter_mut().map(|v| &mut v[0]));
     // On data of 8 bytes, or on an instruction somewhere.
     let breakpoint = match rng.random_range(0..16) {
         0 => Some((at::DATA + rng.random_range(0..0x200) * 8, 0x402 | 0xB << 16)),
@@ -121,7 +128,16 @@ pub fn program(seed: u64, only: Option<&str>, x87: bool) -> Program {
         _ => None,
     };
     let task_switched = rng.random_ratio(1, 20);
-    Program { world, images, gpr, xmm, rflags, start, breakpoint, task_switched }
+    if world.avx {
+        vectors(&mut rng, &world, ymm.iter_mut().map(|v| &mut v[1]));
+    }
+    Program { world, images, gpr, ymm, rflags, start, breakpoint, task_switched }
+}
+
+/// Fills the vector registers that the mode has.
+fn vectors<'a>(rng: &mut SmallRng, world: &World, all: impl Iterator<Item = &'a mut u128>) {
+    let count = if world.bits() == 64 { 16 } else { 8 };
+    all.take(count).for_each(|v| *v = values::vector(rng));
 }
 
 /// Random bytes as code, of one of several mixtures. The kernel steps over what faults, byte by byte.
@@ -131,7 +147,7 @@ pub fn bytes(seed: u64) -> Program {
     const OPCODES: &[u8] =
         &[0x0F, 0x0F, 0x0F, 0x01, 0x03, 0x31, 0x3B, 0x63, 0x81, 0x83, 0x87, 0x8B, 0xC1, 0xD3, 0xF7, 0xFF];
     let mut rng = SmallRng::seed_from_u64(seed ^ 0xB17E5);
-    let world = world(&mut rng);
+    let world = world(&mut rng, seed);
     let mixture = rng.random_range(0..4);
     let mut code = vec![0; (at::CODE_END - at::CODE) as usize];
     for byte in &mut code {
@@ -161,9 +177,10 @@ pub fn bytes(seed: u64) -> Program {
         _ => rng.random_range(at::CODE..at::CODE_END),
     };
     let gpr = std::array::from_fn(&mut register);
-    let xmm = std::array::from_fn(|n| if n < 8 || world.bits() == 64 { values::vector(&mut rng) } else { 0 });
+    let mut ymm = [[0; 2]; 16];
+    vectors(&mut rng, &world, ymm.iter_mut().map(|v| &mut v[0]));
     let rflags = rng.random::<u64>() & 0xAD5;
-    Program { world, images, gpr, xmm, rflags, start, breakpoint: None, task_switched: false }
+    Program { world, images, gpr, ymm, rflags, start, breakpoint: None, task_switched: false }
 }
 
 /// The two pages of functions of the same shape.

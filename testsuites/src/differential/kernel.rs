@@ -75,6 +75,8 @@ pub struct World {
     pub alias: u64,
     pub write_protect: bool,
     pub global: bool,
+    /// AVX is enabled, and the program has VEX-encoded instructions.
+    pub avx: bool,
     pub fs: u64,
     pub gs: u64,
     /// Accessed and dirty bits of entry n: bits n and n + 64 of this.
@@ -390,6 +392,7 @@ impl World {
         s.cr0 =
             cr0::PE | cr0::MP | cr0::ET | cr0::NE | cr0::AM | if self.write_protect { cr0::WP } else { 0 };
         s.cr4 = cr4::OSFXSR | cr4::OSXMMEXCPT | cr4::OSXSAVE | if self.global { cr4::PGE } else { 0 };
+        s.xcr0 = if self.avx { 7 } else { 1 };
         if self.mode != Mode::Flat {
             s.cr0 |= cr0::PG;
             s.cr3 = at::ROOT;

@@ -10,7 +10,7 @@ mod assembler;
 mod builder;
 pub mod compare;
 mod forms;
-mod generate;
+pub mod generate;
 pub mod kept;
 pub mod kernel;
 mod operands;

@@ -2,7 +2,7 @@
 //! sometimes into pages that are absent, read-only, devices, code, or nowhere.
 
 use super::assembler::Assembler;
-use super::forms::{Forms, like, register, writes};
+use super::forms::{Forms, group, like, register, writes};
 use super::kernel::{ABSENT, READ_ONLY, SUPERVISOR, World, at};
 use iced_x86::{Code, Instruction, InstructionInfoFactory, MemoryOperand, OpAccess, OpKind, Register};
 use rand::Rng;
@@ -168,14 +168,17 @@ impl<'a> Operands<'a> {
 
     /// Puts one random instruction.
     pub fn random(&mut self, rng: &mut SmallRng, a: &mut Assembler) {
+        let groups = if self.world.avx { group::COUNT } else { group::BMI };
         for _ in 0..400 {
             let group = match rng.random_range(0..20) {
-                0..14 => 0,
-                14..16 => 1,
-                16..19 => 2,
-                _ => 3,
+                _ if self.only.is_some() => rng.random_range(0..groups),
+                0..4 if self.world.avx => group::AVX,
+                4 | 5 if self.world.avx => group::BMI,
+                0..14 => group::COMMON,
+                14..16 => group::GENERAL,
+                16..19 => group::SSE,
+                _ => group::X87,
             };
-            let group = if self.only.is_some() { rng.random_range(0..4) } else { group };
             let forms = &self.forms.groups[group];
             if forms.is_empty() {
                 continue;
