@@ -339,7 +339,10 @@ impl<const SIZE: u8, const FORM: u8> Checking<'_, SIZE, FORM> {
             Mul { w, r, overflow } => Mul { w, r: v(w, r), overflow: t(overflow) },
             Carry { cf } => Carry { cf: t(cf) },
             Scan { w, r, zero } => Scan { w, r: v(w, r), zero: t(zero) },
+            Bits { w, r, cf } => Bits { w, r: v(w, r), cf: t(cf) },
+            Overflow { of } => Overflow { of: t(of) },
             Count { w, r } => Count { w, r: v(w, r) },
+            Zeros { w, r, cf } => Zeros { w, r: v(w, r), cf: t(cf) },
         }
     }
 }

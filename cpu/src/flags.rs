@@ -39,6 +39,12 @@ pub enum Flags<V, B> {
         w: W,
         r: V,
     },
+    /// CF is given, OF = AF = 0.
+    Bits {
+        w: W,
+        r: V,
+        cf: B,
+    },
     /// CF stays.
     Inc {
         w: W,
@@ -90,6 +96,10 @@ pub enum Flags<V, B> {
     Carry {
         cf: B,
     },
+    /// ADOX: only OF.
+    Overflow {
+        of: B,
+    },
     /// BSF, BSR: ZF says that the source was zero.
     Scan {
         w: W,
@@ -100,6 +110,12 @@ pub enum Flags<V, B> {
     Count {
         w: W,
         r: V,
+    },
+    /// LZCNT, TZCNT: ZF by the result, CF is given, OF stays, the others are 0.
+    Zeros {
+        w: W,
+        r: V,
+        cf: B,
     },
 }
 
@@ -130,14 +146,7 @@ pub fn image<E: Ops>(e: &mut E, flags: Flags<E::Val, E::Bit>) -> Image<E::Val, E
             out.result = Some((w, r));
         }
         Flags::Adc { w, a, b, r } => {
-            // The carry out of the top: majority of a, b and not r.
-            let out_of_top = {
-                let (ab, a_or_b) = (e.bin(Bin::And, w, a, b), e.bin(Bin::Or, w, a, b));
-                let not_r = e.un(crate::ops::Un::Not, w, r);
-                let x = e.bin(Bin::And, w, a_or_b, not_r);
-                e.bin(Bin::Or, w, ab, x)
-            };
-            out.cf = Some(e.bit(w, out_of_top, w.bits() - 1));
+            out.cf = Some(carry_out(e, w, a, b, r));
             out.of = Some(add_overflow(e, w, a, b, r));
             out.af = Some(carry_into_bit_4(e, w, a, b, r));
             out.result = Some((w, r));
@@ -164,6 +173,11 @@ pub fn image<E: Ops>(e: &mut E, flags: Flags<E::Val, E::Bit>) -> Image<E::Val, E
         Flags::Logic { w, r } => {
             let no = e.bit_constant(false);
             (out.cf, out.of, out.af) = (Some(no), Some(no), Some(no));
+            out.result = Some((w, r));
+        }
+        Flags::Bits { w, r, cf } => {
+            let no = e.bit_constant(false);
+            (out.cf, out.of, out.af) = (Some(cf), Some(no), Some(no));
             out.result = Some((w, r));
         }
         Flags::Inc { w, r } => {
@@ -231,11 +245,17 @@ pub fn image<E: Ops>(e: &mut E, flags: Flags<E::Val, E::Bit>) -> Image<E::Val, E
             out.result = Some((w, r));
         }
         Flags::Carry { cf } => out.cf = Some(cf),
+        Flags::Overflow { of } => out.of = Some(of),
         Flags::Scan { w, r, zero } => {
             let no = e.bit_constant(false);
             (out.cf, out.of, out.af) = (Some(no), Some(no), Some(no));
             out.result = Some((w, r));
             out.zf = Some(zero);
+        }
+        Flags::Zeros { w, r, cf } => {
+            (out.cf, out.af) = (Some(cf), Some(e.bit_constant(false)));
+            out.result = Some((w, r));
+            out.zero_sf_pf = true;
         }
         Flags::Count { w, r } => {
             let no = e.bit_constant(false);
@@ -245,6 +265,16 @@ pub fn image<E: Ops>(e: &mut E, flags: Flags<E::Val, E::Bit>) -> Image<E::Val, E
         }
     }
     out
+}
+
+/// The carry out of the top of r = a + b + carry: majority of a, b and not r.
+#[inline(always)]
+pub fn carry_out<E: Ops>(e: &mut E, w: W, a: E::Val, b: E::Val, r: E::Val) -> E::Bit {
+    let (both, either) = (e.bin(Bin::And, w, a, b), e.bin(Bin::Or, w, a, b));
+    let not_r = e.un(crate::ops::Un::Not, w, r);
+    let carried = e.bin(Bin::And, w, either, not_r);
+    let top = e.bin(Bin::Or, w, both, carried);
+    e.bit(w, top, w.bits() - 1)
 }
 
 /// Both operands have a sign that the result has not.

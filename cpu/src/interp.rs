@@ -276,7 +276,8 @@ impl<const SIZE: u8, const FORM: u8> Ops for Interp<'_, SIZE, FORM> {
                 Un::Neg => a.wrapping_neg(),
                 Un::SwapBytes => a.swap_bytes() >> (64 - w.bits()),
                 Un::CountOnes => u64::from(a.count_ones()),
-                Un::TrailingZeros => u64::from(a.trailing_zeros()),
+                Un::TrailingZeros => u64::from(a.trailing_zeros().min(w.bits())),
+                Un::LeadingZeros => u64::from((a << (64 - w.bits())).leading_zeros().min(w.bits())),
                 Un::HighestSet => u64::from(63 ^ (a | 1).leading_zeros()),
             }
     }

@@ -12,7 +12,7 @@
 //! 5. `cond` directly before its consumer.
 //! 6. Anything else is a *helper*: plain Rust over `Vcpu`.
 
-use crate::flags::Flags;
+use crate::flags::{self, Flags};
 use crate::insn::{Insn, W};
 
 /// Two-operand arithmetic; both operands and the result have the same width.
@@ -52,8 +52,10 @@ pub enum Un {
     Neg,
     SwapBytes,
     CountOnes,
-    /// Index of the lowest set bit; of zero: anything.
+    /// Of zero: the width.
     TrailingZeros,
+    /// Of zero: the width.
+    LeadingZeros,
     /// Index of the highest set bit; of zero: anything.
     HighestSet,
 }
@@ -141,6 +143,13 @@ pub trait Ops {
     fn bit_xor(&mut self, a: Self::Bit, b: Self::Bit) -> Self::Bit;
     fn bit_and(&mut self, a: Self::Bit, b: Self::Bit) -> Self::Bit;
     fn bit_not(&mut self, a: Self::Bit) -> Self::Bit;
+    /// The carry out of `r` = a + b + carry.
+    fn carry_out(&mut self, w: W, a: Self::Val, b: Self::Val, r: Self::Val) -> Self::Bit
+    where
+        Self: Sized,
+    {
+        flags::carry_out(self, w, a, b, r)
+    }
     /// 0 or 1 at width `w`.
     fn bit_value(&mut self, w: W, a: Self::Bit) -> Self::Val;
     fn select(&mut self, w: W, c: Self::Bit, yes: Self::Val, no: Self::Val) -> Self::Val;

@@ -89,6 +89,8 @@ impl Writer<'_, '_> {
         let (mask, none) = match flags {
             Flags::Inc { .. } | Flags::Dec { .. } => (OF | AF | RESULT, None),
             Flags::Carry { .. } => (CF, None),
+            Flags::Overflow { .. } => (OF, None),
+            Flags::Zeros { .. } => (CF | AF | RESULT, None),
             Flags::Shl { none, .. } | Flags::Shr { none, .. } => (ALL, Some(none)),
             Flags::Rol { none, .. } | Flags::Ror { none, .. } => (CF | OF, Some(none)),
             _ => (ALL, None),
@@ -424,7 +426,8 @@ impl Writer<'_, '_> {
             Flags::Scan { w, r, zero } => (pending::SCAN, w, None, None, r, Some(zero)),
             Flags::Count { w, r } => (pending::COUNT, w, None, None, r, None),
             Flags::Inc { .. } | Flags::Dec { .. } | Flags::Rol { .. } | Flags::Ror { .. } => return false,
-            Flags::Carry { .. } => return false,
+            Flags::Carry { .. } | Flags::Overflow { .. } => return false,
+            Flags::Bits { .. } | Flags::Zeros { .. } => return false,
         };
         self.store_kind(kind, w);
         if let Some(bit) = bit {

@@ -202,6 +202,8 @@ impl Ops for Observer {
         self.flags_written |= match flags {
             Flags::Inc { .. } | Flags::Dec { .. } => OF | AF | RESULT,
             Flags::Carry { .. } => CF,
+            Flags::Overflow { .. } => OF,
+            Flags::Zeros { .. } => CF | AF | RESULT,
             Flags::Shl { none, .. } | Flags::Shr { none, .. } if none != Some(false) => 0,
             Flags::Rol { none, .. } | Flags::Ror { none, .. } if none != Some(false) => 0,
             Flags::Rol { .. } | Flags::Ror { .. } => CF | OF,

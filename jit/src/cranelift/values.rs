@@ -130,6 +130,7 @@ impl Writer<'_, '_> {
             Un::SwapBytes => self.b.ins().bswap(x),
             Un::CountOnes => self.b.ins().popcnt(x),
             Un::TrailingZeros => self.b.ins().ctz(x),
+            Un::LeadingZeros => self.b.ins().clz(x),
             Un::HighestSet => {
                 // Of zero it is 0, as in the interpreter.
                 let one = self.b.ins().bor_imm_u(x, 1);

@@ -296,16 +296,24 @@ impl Emitter<'_> {
                 self.asm.popcnt(whole(w), d, s);
                 (d, 1)
             }
-            Un::TrailingZeros | Un::HighestSet => {
+            Un::TrailingZeros | Un::LeadingZeros | Un::HighestSet => {
                 // Of zero the host leaves the destination as it is: what the interpreter's function gives.
                 let s = self.force_clean(a, w);
-                let d = self.alloc();
-                if matches!(op, Un::TrailingZeros) {
-                    self.asm.mov_imm(d, 64);
-                    self.asm.bsf(whole(w), d, s);
-                } else {
-                    self.asm.mov_imm(d, 0);
-                    self.asm.bsr(whole(w), d, s);
+                let (d, top) = (self.alloc(), w.bits() - 1);
+                match op {
+                    Un::TrailingZeros => {
+                        self.asm.mov_imm(d, w.bits().into());
+                        self.asm.bsf(whole(w), d, s);
+                    }
+                    Un::LeadingZeros => {
+                        self.asm.mov_imm(d, u64::from(top ^ w.bits()));
+                        self.asm.bsr(whole(w), d, s);
+                        self.asm.alu_imm(Alu::Xor, W::D, d, top as i32);
+                    }
+                    _ => {
+                        self.asm.mov_imm(d, 0);
+                        self.asm.bsr(whole(w), d, s);
+                    }
                 }
                 (d, 1)
             }
@@ -408,6 +416,7 @@ impl Emitter<'_> {
                     cc::B
                 }
             }
+            BitOp::CarryOut(_, [_, _, Val::Node(k)], _) if self.flags_of() == Some(k) => cc::B,
             BitOp::CarryOut(w, [a, b, r], borrow) => {
                 let [a, b, r] = [a, b, r].map(|v| self.force(v, w).0);
                 let x = whole(w);

@@ -490,6 +490,15 @@ impl Asm {
         }
     }
     /// MOVUPS, or with `ymm` VMOVUPS of 256 bits.
+    /// VZEROUPPER, or VZEROALL.
+    pub fn clear_vectors(&mut self, all: bool) {
+        self.bytes.extend_from_slice(&[0xC5, if all { 0xFC } else { 0xF8 }, 0x77]);
+    }
+    /// PXOR of a register with itself: YMM's upper half stays.
+    pub fn clear_vector(&mut self, r: Reg) {
+        let (high, low) = (r >> 3 & 1, r & 7);
+        self.bytes.extend_from_slice(&[0x66, 0x40 | high * 5, 0x0F, 0xEF, 0xC0 | low << 3 | low]);
+    }
     pub fn load_vector(&mut self, ymm: bool, d: Reg, m: Mem) {
         self.move_vector(ymm, 0x10, d, m);
     }

@@ -129,6 +129,19 @@ impl Emitter<'_> {
             Flags::Logic { w, r } => self.declare(d(pending::LOGIC, w, zero, zero, r, no)),
             Flags::Neg { w, a, r } => self.declare(d(pending::NEG, w, a, zero, r, no)),
             Flags::Count { w, r } => self.declare(d(pending::COUNT, w, zero, zero, r, no)),
+            Flags::Bits { w, r, cf } => {
+                let cf = self.lasting(cf);
+                self.declare(d(pending::LOGIC, w, zero, zero, r, no));
+                self.state.flags.cf = Some(cf);
+            }
+            Flags::Zeros { w, r, cf } => {
+                if self.flags_are_dead() {
+                    return;
+                }
+                let (cf, of) = (self.lasting(cf), self.overflow_now());
+                self.declare(d(pending::COUNT, w, zero, zero, r, no));
+                (self.state.flags.cf, self.state.flags.of) = (Some(cf), Some(of));
+            }
             Flags::Scan { w, r, zero: bit } => {
                 let bit = self.lasting(bit);
                 self.force(r, w);
@@ -158,6 +171,12 @@ impl Emitter<'_> {
                 self.settle();
                 let of = self.state.flags.of;
                 self.set_flags(FlagState { main: self.state.flags.main, cf: Some(cf), of });
+            }
+            Flags::Overflow { of } => {
+                let of = self.lasting(of);
+                self.settle();
+                let FlagState { main, cf, .. } = self.state.flags;
+                self.set_flags(FlagState { main, cf, of: Some(of) });
             }
             Flags::Shl { w, r, cf, none } | Flags::Shr { w, r, cf, none } => {
                 let kind = if matches!(f, Flags::Shl { .. }) { pending::SHL } else { pending::SHR };
@@ -274,8 +293,9 @@ impl Emitter<'_> {
             }
             match i.kernel {
                 Add | Sub | Cmp | And | Or | Xor | Test | Neg | Imul | ImulImmediate | ImulWide | Mul
-                | Bsf | Bsr | Popcnt | Xadd | Cmpxchg => return true,
-                Mov | Lea | Not | Movzx | Movsx | Bswap | Convert | ConvertWide | Nop | Xchg => {}
+                | Bsf | Bsr | Popcnt | Xadd | Cmpxchg | Andn | Blsi | Blsmsk | Blsr | Bzhi => return true,
+                Mov | Lea | Not | Movzx | Movsx | Bswap | Convert | ConvertWide | Nop | Xchg | Mulx
+                | Rorx | Sarx | Shlx | Shrx => {}
                 // They may leave the flags, and do not read them.
                 Shl | Shr | Sar | Rol | Ror => {}
                 _ => return false,
@@ -358,6 +378,24 @@ impl Emitter<'_> {
             return self.exprs.bit(BitOp::Overflow(d.w, [d.a, d.b, d.r], difference));
         }
         flags::image(self, declaration(d)).of.unwrap_or(Bit::Const(false))
+    }
+
+    /// OF as it is now, for an instruction that keeps it.
+    fn overflow_now(&mut self) -> Bit {
+        self.settle();
+        match self.state.flags {
+            FlagState { of: Some(of), .. } => of,
+            FlagState { main: Main::Declared(d), .. } => {
+                let of = self.overflow_bit(&d);
+                self.lasting(of)
+            }
+            FlagState { main: Main::Captured(_), .. } => Bit::Const(false),
+            _ => {
+                let h = self.alloc();
+                self.asm.load(W::B, h, field(offset::LAZY_OF));
+                self.exprs.bit(BitOp::Of(W::B, Val::Host(h, 8), 0))
+            }
+        }
     }
 
     // ---- to memory

@@ -60,7 +60,7 @@ pub fn named(i: &Insn, shape: Option<&Shape>, x87: Option<&x87::Form>) -> (u32, 
             written = register(i.r0) | register(i.r2);
             all |= written | 1 << gpr::RDX;
         }
-        Andn | Sarx | Shlx | Shrx => {
+        Andn | Bzhi | Sarx | Shlx | Shrx => {
             written = register(i.r0);
             all |= written | register(i.r2);
         }

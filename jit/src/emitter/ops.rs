@@ -253,6 +253,9 @@ impl Ops for Emitter<'_> {
     fn bit_not(&mut self, a: Bit) -> Bit {
         invert(a)
     }
+    fn carry_out(&mut self, w: W, a: Val, b: Val, r: Val) -> Bit {
+        self.truth(BitOp::CarryOut(w, [a, b, r], false))
+    }
     fn bit_value(&mut self, w: W, a: Bit) -> Val {
         match a {
             Bit::Const(c) => Val::Const(c.into()),

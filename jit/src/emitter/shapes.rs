@@ -37,6 +37,9 @@ pub enum Effect {
     Status,
     /// CRC32: operand 0, a general register, is also a source.
     Checksum,
+    /// VZEROUPPER, VZEROALL: all vector registers.
+    ClearUpper,
+    ClearAll,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -225,10 +228,15 @@ fn shape(code: Code) -> Option<Shape> {
         M::Movnti => Effect::Store,
         M::Stmxcsr => Effect::Status,
         M::Crc32 => Effect::Checksum,
+        M::Vzeroupper => Effect::ClearUpper,
+        M::Vzeroall => Effect::ClearAll,
         // Lengths in fixed registers.
         M::Pcmpestri | M::Pcmpestrm | M::Pcmpestri64 | M::Pcmpestrm64 => return None,
         _ => Effect::None,
     };
+    if let Effect::ClearUpper | Effect::ClearAll = effect {
+        (reg, rm, vectors) = (Some(Field::Extension(0)), Some(Field::Extension(0)), true);
+    }
     if !vectors && !matches!(effect, Effect::Store | Effect::Status | Effect::Checksum) {
         return None;
     }

@@ -95,7 +95,17 @@ pub(super) fn instruction(rng: &mut SmallRng, long: bool) -> Vec<u8> {
         }
         let bits = matches!(
             x.mnemonic(),
-            Mnemonic::Andn
+            Mnemonic::Adcx
+                | Mnemonic::Adox
+                | Mnemonic::Andn
+                | Mnemonic::Blsi
+                | Mnemonic::Blsmsk
+                | Mnemonic::Blsr
+                | Mnemonic::Bzhi
+                | Mnemonic::Lzcnt
+                | Mnemonic::Tzcnt
+                | Mnemonic::Vzeroupper
+                | Mnemonic::Vzeroall
                 | Mnemonic::Mulx
                 | Mnemonic::Rorx
                 | Mnemonic::Sarx
@@ -124,6 +134,8 @@ fn vex_head(rng: &mut SmallRng, long: bool, b: &mut Vec<u8>) {
     }
     b.extend_from_slice(&[0xC4, registers | map, last]);
     b.push(match map {
+        // VZEROUPPER, VZEROALL.
+        1 if rng.random_ratio(1, 30) => 0x77,
         1 => [
             rng.random_range(0x10..0x18),
             rng.random_range(0x28..0x30),
@@ -193,7 +205,10 @@ fn shapes_encode_what_they_name() {
         // In place of others: `shapes.rs`.
         let name = format!("{code:?}");
         let name = name.strip_prefix("VEX_V").unwrap_or(&name).to_lowercase();
-        if name.starts_with("movnt") && !name.starts_with("movntdqa") || name.starts_with("crc32") {
+        if name.starts_with("movnt") && !name.starts_with("movntdqa")
+            || name.starts_with("crc32")
+            || name.starts_with("zero")
+        {
             continue;
         }
         seen += 1;

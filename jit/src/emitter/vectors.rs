@@ -83,6 +83,27 @@ impl Emitter<'_> {
         self.store_operand(i, W::D, Val::Host(d, 4));
     }
 
+    /// VZEROUPPER, or VZEROALL.
+    fn clear_vectors(&mut self, all: bool) {
+        let set: u16 = if self.code64 { !0 } else { 0xFF };
+        self.asm.clear_vectors(all);
+        let v = &mut self.state.vectors;
+        if all {
+            (v.cached, v.dirty) = (set, set);
+            return;
+        }
+        v.dirty |= v.cached;
+        // What is not in a host register is cleared in memory.
+        let absent = set & !v.cached;
+        if absent != 0 {
+            let zero = absent.trailing_zeros() as u8;
+            self.asm.clear_vector(zero);
+            for n in each(absent) {
+                self.asm.store_vector(false, field(offset::xmm(n.into()) + 16), zero);
+            }
+        }
+    }
+
     /// Emits a vector instruction.
     pub fn vector(&mut self, i: &Insn, s: &Shape) {
         if s.effect == Effect::Status {
@@ -95,6 +116,9 @@ impl Emitter<'_> {
         }
         if s.effect == Effect::Checksum {
             return self.checksum(i, W::from_bytes(s.size));
+        }
+        if let Effect::ClearUpper | Effect::ClearAll = s.effect {
+            return self.clear_vectors(s.effect == Effect::ClearAll);
         }
         if s.float {
             self.use_float();
