@@ -26,12 +26,12 @@ pub struct Bench {
 impl Bench {
     /// On the engine of a name (see [`crate::engine::named`]).
     pub fn new(engine: &str) -> Result<Self, String> {
-        Ok(Bench { guest: Guest::on(engine)?, generator: Generator::new(), engine: engine.into() })
+        Ok(Bench { guest: Guest::on(engine)?, generator: Generator::new(None), engine: engine.into() })
     }
 
     /// Runs the case of a seed: its instruction, and how many faults were injected or what is wrong.
     pub fn run(&mut self, seed: u64) -> (Instruction, Result<u32, String>) {
-        let mut case = self.generator.case(seed, None);
+        let mut case = self.generator.case(seed);
         case.code.truncate(1);
         let result = self.inject(&case);
         (0..PAGES).for_each(|page| self.guest.set_present(page, true));

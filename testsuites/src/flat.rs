@@ -155,6 +155,11 @@ impl Flat {
         Ok(())
     }
 
+    /// Instructions that ran in translated code.
+    pub fn translated(&self) -> u64 {
+        self.other.as_deref().map_or(0, crate::differential::translated)
+    }
+
     /// Runs up to `budget` instructions.
     pub fn run(&mut self, budget: u64) -> Stop {
         let Some(other) = &mut self.other else { return self.vcpu.run(budget) };

@@ -26,7 +26,7 @@ use kernel::{INTERRUPT, at};
 use rand::rngs::SmallRng;
 use rand::{Rng, SeedableRng};
 use std::collections::BTreeMap;
-use trimaran_cpu::engine::{EngineFactory, Interpreter, Stop};
+use trimaran_cpu::engine::{Engine, EngineFactory, Interpreter, Stop};
 use trimaran_jit::{Jit, JitOptions, Tier};
 
 /// The engines that are compared with the interpreter, by the names of [`engine::named`].
@@ -169,12 +169,12 @@ pub fn lockstep(
             break;
         }
     }
-    (found, translated(&got))
+    (found, translated(&*got.engine))
 }
 
-/// Instructions that ran in translated code.
-pub fn translated(m: &Machine) -> u64 {
-    let text = m.engine.describe_translator();
+/// Instructions that an engine ran in translated code.
+pub fn translated(engine: &dyn Engine) -> u64 {
+    let text = engine.describe_translator();
     let line = text.lines().find(|l| l.contains("instructions in translated code"));
     line.and_then(|l| l.split_whitespace().next()?.parse().ok()).unwrap_or(0)
 }
@@ -203,7 +203,7 @@ pub fn run(tier: &str, seeds: impl Iterator<Item = u64>, only: Option<&str>) -> 
     run_cases(tier, seeds.map(|seed| Case::new(seed, only)))
 }
 
-/// Runs the cases of these seeds on so many host threads; every 20,000 programs a line says how far it is.
+/// Runs the cases of these seeds on so many host threads; every 5,000 programs a line says how far it is.
 pub fn run_parallel(
     tier: &str,
     seeds: &[u64],
@@ -224,7 +224,7 @@ pub fn run_cases(tier: &str, cases: impl Iterator<Item = Case>) -> Report {
         let options = case.options(tier);
         let (found, translated) = lockstep(&case, &case.slices, &Jit { options }, 16);
         report.cases += 1;
-        if report.cases % 20_000 == 0 {
+        if report.cases % 5_000 == 0 {
             let failed = report.failures.len();
             println!("{tier}: {} programs, to seed {}: {failed} differences", report.cases, case.seed);
         }

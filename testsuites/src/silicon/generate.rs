@@ -7,7 +7,7 @@ use super::values;
 use iced_x86::{Code, Decoder, DecoderOptions, FlowControl, Instruction, Mnemonic, OpKind, Register};
 use rand::rngs::SmallRng;
 use rand::{Rng, SeedableRng};
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use trimaran_cpu::model::Features;
 
 /// Everything before the operand bytes, ModRM last.
@@ -17,51 +17,106 @@ struct Template(Vec<u8>);
 /// Draws cases by seed.
 pub struct Generator {
     forms: Vec<(Code, Vec<Template>)>,
+    /// Forms that are never drawn, and why.
+    pub left_out: BTreeMap<String, &'static str>,
     read_only: Vec<u8>,
 }
 
-/// Instructions that need a kernel, or whose result is the host's own business.
-fn testable(x: &Instruction) -> bool {
+/// Why an instruction cannot be compared: it needs a kernel, or its result is the host's own business. None: it can.
+fn excluded(x: &Instruction) -> Option<&'static str> {
     use Mnemonic as M;
-    let name = format!("{:?}", x.mnemonic());
     let register = |n: u32| if x.op_kind(n) == OpKind::Register { x.op_register(n) } else { Register::None };
     let special = (0..x.op_count()).any(|n| {
         let r = register(n);
         r.is_segment_register() || r.is_cr() || r.is_dr() || r.is_tr()
     });
     let far = x.is_jmp_far() || x.is_jmp_far_indirect() || x.is_call_far() || x.is_call_far_indirect();
-    let excluded = matches!(
-        x.mnemonic(),
-        // The machine around the processor.
-        M::In | M::Out | M::Insb | M::Insw | M::Insd | M::Outsb | M::Outsw | M::Outsd | M::Rdtsc | M::Rdtscp
-            | M::Rdpmc | M::Cpuid | M::Rdrand | M::Rdseed | M::Rdpid | M::Syscall | M::Sysenter | M::Int | M::Int1
-            | M::Iret | M::Iretd | M::Iretq | M::Retf | M::Xgetbv | M::Monitor | M::Mwait
-            // The host's descriptor tables and UMIP setting.
-            | M::Sgdt | M::Sidt | M::Sldt | M::Str | M::Smsw | M::Lar | M::Lsl | M::Verr | M::Verw | M::Lss
-            | M::Lfs | M::Lgs | M::Rdfsbase | M::Rdgsbase | M::Wrfsbase | M::Wrgsbase
-            // May set TF or AC.
-            | M::Popf | M::Popfq
-            // Images with last-instruction pointers, which AMD and Intel keep differently.
-            | M::Fnstenv | M::Fnsave | M::Fldenv | M::Frstor | M::Fxsave | M::Fxsave64 | M::Fxrstor | M::Fxrstor64
-            // Approximations: each maker has its own tables.
-            | M::Rcpps | M::Rcpss | M::Rsqrtps | M::Rsqrtss | M::Vrcpps | M::Vrcpss | M::Vrsqrtps | M::Vrsqrtss
-            // Needs CR4.PKE.
-            | M::Rdpkru | M::Wrpkru
-            // Documented to differ between makers: AMD takes them to a 16-bit target.
-            | M::Sysret | M::Sysretq | M::Sysexit | M::Sysexitq
-    );
-    // Gathers reach wherever their indices say (they have tests of their own).
-    let wild = x.memory_index().is_vector_register();
-    !excluded
-        && !wild
-        && trimaran_cpu::features::host_has(x)
-        && !special
-        && !far
-        && !x.is_privileged()
-        && !name.starts_with("Xsave")
-        && !name.starts_with("Xrstor")
-        && x.memory_segment() != Register::FS
-        && x.segment_prefix() != Register::FS
+    let by_name = match x.mnemonic() {
+        M::In
+        | M::Out
+        | M::Insb
+        | M::Insw
+        | M::Insd
+        | M::Outsb
+        | M::Outsw
+        | M::Outsd
+        | M::Rdtsc
+        | M::Rdtscp
+        | M::Rdpmc
+        | M::Cpuid
+        | M::Rdrand
+        | M::Rdseed
+        | M::Rdpid
+        | M::Syscall
+        | M::Sysenter
+        | M::Int
+        | M::Int1
+        | M::Iret
+        | M::Iretd
+        | M::Iretq
+        | M::Retf
+        | M::Xgetbv
+        | M::Monitor
+        | M::Mwait => Some("the machine around the processor, or its kernel, decides"),
+        M::Sgdt
+        | M::Sidt
+        | M::Sldt
+        | M::Str
+        | M::Smsw
+        | M::Lar
+        | M::Lsl
+        | M::Verr
+        | M::Verw
+        | M::Lss
+        | M::Lfs
+        | M::Lgs
+        | M::Rdfsbase
+        | M::Rdgsbase
+        | M::Wrfsbase
+        | M::Wrgsbase => Some("the host's descriptor tables, segment bases and UMIP setting"),
+        M::Popf | M::Popfq => Some("may set TF or AC"),
+        M::Fnstenv
+        | M::Fnsave
+        | M::Fldenv
+        | M::Frstor
+        | M::Fxsave
+        | M::Fxsave64
+        | M::Fxrstor
+        | M::Fxrstor64 => {
+            Some("an image with last-instruction pointers, which AMD and Intel keep differently")
+        }
+        M::Xsave
+        | M::Xsave64
+        | M::Xsavec
+        | M::Xsavec64
+        | M::Xsaveopt
+        | M::Xsaveopt64
+        | M::Xsaves
+        | M::Xsaves64
+        | M::Xrstor
+        | M::Xrstor64
+        | M::Xrstors
+        | M::Xrstors64 => Some("an image of the components that the host's kernel has enabled"),
+        M::Rcpps | M::Rcpss | M::Rsqrtps | M::Rsqrtss | M::Vrcpps | M::Vrcpss | M::Vrsqrtps | M::Vrsqrtss => {
+            Some("an approximation: each maker has its own tables")
+        }
+        M::Rdpkru | M::Wrpkru => Some("needs CR4.PKE"),
+        M::Sysret | M::Sysretq | M::Sysexit | M::Sysexitq => Some("AMD takes them to a 16-bit target"),
+        _ => None,
+    };
+    by_name.or_else(|| {
+        if x.memory_index().is_vector_register() {
+            Some("a gather reaches wherever its indices say; cpu/src/simd/tests has them")
+        } else if !trimaran_cpu::features::host_has(x) {
+            Some("the host has not the feature")
+        } else if special || far || x.is_privileged() {
+            Some("segment, control and debug registers, far transfers, privileged instructions: the system suite's")
+        } else if x.memory_segment() == Register::FS || x.segment_prefix() == Register::FS {
+            Some("FS is the host's")
+        } else {
+            None
+        }
+    })
 }
 
 /// Encodings that the host, an AMD or an Intel processor, may take differently from the manual of the other.
@@ -98,19 +153,20 @@ fn disputed(x: &Instruction, bytes: &[u8]) -> Option<&'static str> {
 }
 
 impl Generator {
-    pub fn new() -> Self {
+    /// `only`: prefix of iced's names of the forms to draw from, in lower case.
+    pub fn new(only: Option<&str>) -> Self {
         let mut rng = SmallRng::seed_from_u64(7);
         let features = Features::all();
         let mut found: HashMap<Code, Vec<Template>> = HashMap::new();
+        let mut left_out: HashMap<Code, &str> = HashMap::new();
         for _ in 0..1_500_000 {
             let (head, bytes) = random_bytes(&mut rng);
             let x = Decoder::new(64, &bytes, DecoderOptions::NONE).decode();
-            if x.is_invalid()
-                || !features.allows(&x)
-                || !testable(&x)
-                || disputed(&x, &bytes).is_some()
-                || x.len() < head.len() - 1
-            {
+            if x.is_invalid() || !features.allows(&x) || x.len() < head.len() - 1 {
+                continue;
+            }
+            if let Some(why) = excluded(&x).or_else(|| disputed(&x, &bytes)) {
+                left_out.insert(x.code(), why);
                 continue;
             }
             let templates = found.entry(x.code()).or_default();
@@ -121,15 +177,20 @@ impl Generator {
         let mut forms: Vec<_> = found.into_iter().collect();
         forms.sort_by_key(|f| f.0 as usize);
         let read_only = (0..at::DATA_BYTES - at::WRITABLE_BYTES).map(|_| rng.random()).collect();
-        Generator { forms, read_only }
+        left_out.retain(|code, _| forms.binary_search_by_key(&(*code as usize), |f| f.0 as usize).is_err());
+        let left_out = left_out.into_iter().map(|(code, why)| (format!("{code:?}"), why)).collect();
+        let wanted = |code: Code| only.is_none_or(|o| format!("{code:?}").to_lowercase().starts_with(o));
+        forms.retain(|f| wanted(f.0));
+        Generator { forms, left_out, read_only }
     }
 
-    pub fn form_count(&self) -> usize {
-        self.forms.len()
+    /// The forms that are drawn.
+    pub fn codes(&self) -> impl Iterator<Item = Code> {
+        self.forms.iter().map(|f| f.0)
     }
 
-    /// The case of a seed; `only`: a mnemonic that its instructions must contain.
-    pub fn case(&self, seed: u64, only: Option<&str>) -> Case {
+    /// The case of a seed.
+    pub fn case(&self, seed: u64) -> Case {
         let mut rng = SmallRng::seed_from_u64(seed);
         let mut memory = vec![0; at::WRITABLE_BYTES];
         rng.fill(&mut memory[..]);
@@ -144,7 +205,7 @@ impl Generator {
         let mut claimed = 1 << 4;
         let mut ip = at::CODE;
         for n in 0..count {
-            let bytes = self.instruction(&mut rng, ip, only, &mut case, &mut claimed);
+            let bytes = self.instruction(&mut rng, ip, &mut case, &mut claimed);
             let x = Decoder::with_ip(64, &bytes, ip, DecoderOptions::NONE).decode();
             ip += bytes.len() as u64;
             case.code.push(bytes);
@@ -160,19 +221,11 @@ impl Generator {
         case
     }
 
-    fn instruction(
-        &self,
-        rng: &mut SmallRng,
-        ip: u64,
-        only: Option<&str>,
-        case: &mut Case,
-        claimed: &mut u32,
-    ) -> Vec<u8> {
-        for attempt in 0..2000 {
-            let (code, templates) = &self.forms[rng.random_range(0..self.forms.len())];
-            if only.is_some_and(|m| !format!("{code:?}").to_lowercase().starts_with(m)) && attempt < 1999 {
-                continue;
-            }
+    fn instruction(&self, rng: &mut SmallRng, ip: u64, case: &mut Case, claimed: &mut u32) -> Vec<u8> {
+        for _ in 0..2000 {
+            let Some((code, templates)) = self.forms.get(rng.random_range(0..self.forms.len().max(1))) else {
+                break;
+            };
             for _ in 0..30 {
                 let mut bytes = templates[rng.random_range(0..templates.len())].0.clone();
                 let modrm = bytes.len() - 1;
@@ -187,7 +240,11 @@ impl Generator {
                 }
                 let mut decoder = Decoder::with_ip(64, &bytes, ip, DecoderOptions::NONE);
                 let x = decoder.decode();
-                if x.code() != *code || !testable(&x) || x.is_invalid() || disputed(&x, &bytes).is_some() {
+                if x.code() != *code
+                    || excluded(&x).is_some()
+                    || x.is_invalid()
+                    || disputed(&x, &bytes).is_some()
+                {
                     continue;
                 }
                 let offsets = decoder.get_constant_offsets(&x);

@@ -74,6 +74,11 @@ impl Native {
         write(at::TRAMPOLINE, &enter());
         write(at::EXIT, &exit());
         write(at::RESTORE, &restore());
+        // A case's wild store faults there, as it does on our side, where the page is the kernel's exit.
+        // SAFETY: our own mapping, which is only run from now on.
+        unsafe {
+            libc::mprotect(at::TRAMPOLINE as *mut libc::c_void, 0x1000, libc::PROT_READ | libc::PROT_EXEC)
+        };
         let stack = Box::leak(vec![0u8; 1 << 17].into_boxed_slice());
         let alternate = libc::stack_t { ss_sp: stack.as_mut_ptr().cast(), ss_flags: 0, ss_size: stack.len() };
         // SAFETY: the stack is leaked, the handler has the signature that SA_SIGINFO asks for.
