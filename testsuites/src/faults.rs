@@ -2,10 +2,12 @@
 //! state as it was before the instruction, and once the pages are back the instruction must do what it does without a
 //! fault.
 //!
+//! The same for the second of two pages that an instruction itself lies on.
+//!
 //! The instructions are those of [`crate::silicon`]: every user-mode form, with operands in and across three pages of
 //! data. What faults in several places, a string instruction or a push from memory, meets one after the other.
 
-use crate::silicon::case::{Case, Outcome, at};
+use crate::silicon::case::{Case, Outcome, Raised, at};
 use crate::silicon::generate::Generator;
 use crate::silicon::guest::Guest;
 use crate::silicon::shrink;
@@ -33,12 +35,49 @@ impl Bench {
     pub fn run(&mut self, seed: u64) -> (Instruction, Result<u32, String>) {
         let mut case = self.generator.case(seed);
         case.code.truncate(1);
-        let result = self.inject(&case);
+        let result = self.fetch(&case, seed).and_then(|fetched| Ok(fetched + self.inject(&case)?));
+        self.guest.start = at::CODE;
+        self.guest.set_code_present(true);
         (0..PAGES).for_each(|page| self.guest.set_present(page, true));
         if result.is_err() {
             self.guest = Guest::on(&self.engine).unwrap_or_default();
         }
         (case.instructions()[0], result.map_err(|why| format!("{}  {why}", shrink::text(&case))))
+    }
+
+    /// The instruction crosses into a page that is absent: after it has run there, so that what an engine kept of it must go.
+    fn fetch(&mut self, case: &Case, seed: u64) -> Result<u32, String> {
+        let length = case.code[0].len() as u64;
+        if length < 2 {
+            return Ok(0);
+        }
+        let border = at::CODE + 0x1000;
+        self.guest.start = border - 1 - seed % (length - 1);
+        let start = self.guest.start;
+        let want = self.guest.run(case);
+        self.guest.set_code_present(false);
+        let got = self.guest.run(case);
+        self.guest.set_code_present(true);
+        let again = self.guest.run(case);
+        self.guest.start = at::CODE;
+        let (want, got, again) = (want?, got?, again?);
+        // An instruction fetch by user code.
+        let raised = Some(Raised { vector: PAGE_FAULT, error: 0x14, address: border });
+        let unchanged = Outcome {
+            gpr: case.gpr,
+            rflags: case.rflags,
+            rip: start,
+            raised,
+            floating: case.floating.clone(),
+            memory: case.memory.clone(),
+        };
+        if let Some(what) = difference(&unchanged, &got) {
+            return Err(format!("fetched at {start:#x} over an absent page: {what}"));
+        }
+        match difference(&want, &again) {
+            None => Ok(1),
+            Some(what) => Err(format!("fetched at {start:#x} after the page came back, {what}")),
+        }
     }
 
     fn inject(&mut self, case: &Case) -> Result<u32, String> {

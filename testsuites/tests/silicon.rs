@@ -44,7 +44,7 @@ mod linux {
 
     #[test]
     fn the_interpreter_agrees_with_the_host() {
-        agrees_with_the_host("interp", 800_000, 1);
+        agrees_with_the_host("interp", 400_000, 1);
     }
 
     /// Transcendental functions and remainders of x87 over all exponents and control words: bit for bit what the host gives,

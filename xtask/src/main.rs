@@ -152,6 +152,7 @@ const LONG_STEPS: &[(&str, &str)] = &[
     ("jit", "-p trimaran-testsuites --test litmus"),
     ("jit", "-p trimaran-testsuites --test fuzz"),
     ("jit", "-p trimaran-testsuites --test fuzz_targets"),
+    ("jit", "-p trimaran-testsuites --test faults"),
     ("jit", "-p trimaran-testsuites --test silicon"),
 ];
 

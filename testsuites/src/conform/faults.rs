@@ -4,8 +4,8 @@ use super::{Runner, Setup, Suite};
 
 pub const SUITE: Suite = Suite {
     name: "faults",
-    description: "single instructions whose pages are absent at first, one by one and all: a fault leaves no trace, and the \
-                  retry does what the instruction does",
+    description: "single instructions whose pages, of data and of the instruction itself, are absent at first, one by one and \
+                  all: a fault leaves no trace, and the retry does what the instruction does",
     judges: |_| true,
     units: |setup, engine| {
         if !cfg!(all(target_os = "linux", target_arch = "x86_64")) {
@@ -30,7 +30,7 @@ fn runner(_: &Setup, engine: &str) -> Result<Runner, String> {
             let (instruction, result) = bench.run(seed);
             report.forms([&instruction]);
             match result {
-                Ok(0) => *report.skipped.entry("the instruction accesses no memory".into()).or_default() += 1,
+                Ok(0) => *report.skipped.entry("one byte that accesses no memory".into()).or_default() += 1,
                 result => report.note(&seed, result.map(|_| ())),
             }
         }

@@ -8,7 +8,7 @@ pub mod at {
     pub const DATA: u64 = 0x1000_0000;
     pub const WRITABLE_BYTES: usize = 0x2000;
     pub const DATA_BYTES: usize = 0x3000;
-    /// One page of code; the end of a case jumps to [`EXIT`].
+    /// One page of code, on our side two; the end of a case jumps to [`EXIT`].
     pub const CODE: u64 = 0x1100_0000;
     /// Far from what bit offsets and wild displacements reach from the data area.
     pub const TRAMPOLINE: u64 = 0x6B5A_0000;
@@ -87,10 +87,10 @@ pub struct Case {
 }
 
 impl Case {
-    /// The code as it stands in memory, with the jump to [`at::EXIT`].
-    pub fn image(&self) -> Vec<u8> {
+    /// The code as it stands in memory at an address, with the jump to [`at::EXIT`].
+    pub fn image(&self, address: u64) -> Vec<u8> {
         let mut bytes = self.code.concat();
-        let next = at::CODE + bytes.len() as u64 + 5;
+        let next = address + bytes.len() as u64 + 5;
         bytes.push(0xE9);
         bytes.extend((at::EXIT.wrapping_sub(next) as u32).to_le_bytes());
         bytes

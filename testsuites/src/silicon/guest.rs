@@ -27,6 +27,8 @@ const XD: u64 = 1 << 63;
 /// See the head of this file.
 pub struct Guest {
     pub flat: Flat,
+    /// Where a case's code begins.
+    pub start: u64,
 }
 
 impl Default for Guest {
@@ -38,7 +40,7 @@ impl Default for Guest {
 impl Guest {
     /// On the interpreter.
     pub fn new() -> Self {
-        let mut guest = Guest { flat: Flat::new(0x20_0000) };
+        let mut guest = Guest { flat: Flat::new(0x20_0000), start: at::CODE };
         guest.tables();
         guest.registers();
         guest
@@ -59,6 +61,13 @@ impl Guest {
         self.flat.vcpu.flush_tlb();
     }
 
+    /// Whether the second page of code is there.
+    pub fn set_code_present(&mut self, present: bool) {
+        let place = 0x5000 + ((at::CODE >> 12 & 511) + 1) * 8;
+        self.put(place, (CODE + 0x1000) | US | RW | u64::from(present));
+        self.flat.vcpu.flush_tlb();
+    }
+
     fn put(&self, address: u64, value: u64) {
         self.flat.ram.write(address, &value.to_le_bytes());
     }
@@ -71,7 +80,7 @@ impl Guest {
         entry(0x2000, 1, 0x1_0000 | P | RW | US);
         let mut table = 0x4000;
         for (linear, physical, pages, bits) in
-            [(at::DATA, DATA, 2, RW | XD), (at::CODE, CODE, 1, RW), (at::TRAMPOLINE, EXIT_PAGE, 1, 0)]
+            [(at::DATA, DATA, 2, RW | XD), (at::CODE, CODE, 2, RW), (at::TRAMPOLINE, EXIT_PAGE, 1, 0)]
         {
             let directory = if linear >> 30 == 0 { 0x3000 } else { 0x1_0000 };
             entry(directory, linear >> 21 & 511, table | P | RW | US);
@@ -134,11 +143,11 @@ impl Guest {
 
     pub fn run(&mut self, case: &Case) -> Result<Outcome, String> {
         self.flat.ram.write(DATA, &case.memory);
-        self.flat.ram.write(CODE, &case.image());
+        self.flat.ram.write(CODE + (self.start - at::CODE), &case.image(self.start));
         self.user();
         let v = &mut self.flat.vcpu;
         v.state.gpr[..16].copy_from_slice(&case.gpr);
-        v.state.gpr[gpr::RIP] = at::CODE;
+        v.state.gpr[gpr::RIP] = self.start;
         v.set_rflags(RFlags::from_bits_retain(case.rflags));
         v.state.cr2 = 0;
         let f = &case.floating;

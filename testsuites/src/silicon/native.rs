@@ -107,7 +107,7 @@ impl Native {
             write(read_only, &case.memory[at::WRITABLE_BYTES..]);
             protect(libc::PROT_READ);
         }
-        write(at::CODE, &case.image());
+        write(at::CODE, &case.image(at::CODE));
         let context = CONTEXT as *mut Context;
         // SAFETY: the context page is ours and nobody else looks at it now; the trampoline is the function that
         // `enter` describes.
