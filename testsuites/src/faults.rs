@@ -36,8 +36,6 @@ impl Bench {
         let mut case = self.generator.case(seed);
         case.code.truncate(1);
         let result = self.fetch(&case, seed).and_then(|fetched| Ok(fetched + self.inject(&case)?));
-        self.guest.start = at::CODE;
-        self.guest.set_code_present(true);
         (0..PAGES).for_each(|page| self.guest.set_present(page, true));
         if result.is_err() {
             self.guest = Guest::on(&self.engine).unwrap_or_default();
@@ -54,12 +52,13 @@ impl Bench {
         let border = at::CODE + 0x1000;
         self.guest.start = border - 1 - seed % (length - 1);
         let start = self.guest.start;
-        let want = self.guest.run(case);
-        self.guest.set_code_present(false);
-        let got = self.guest.run(case);
-        self.guest.set_code_present(true);
-        let again = self.guest.run(case);
+        let mut run = |present| {
+            self.guest.set_code_present(present);
+            self.guest.run(case)
+        };
+        let (want, got, again) = (run(true), run(false), run(true));
         self.guest.start = at::CODE;
+        self.guest.set_code_present(false);
         let (want, got, again) = (want?, got?, again?);
         // An instruction fetch by user code.
         let raised = Some(Raised { vector: PAGE_FAULT, error: 0x14, address: border });

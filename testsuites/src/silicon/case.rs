@@ -8,7 +8,7 @@ pub mod at {
     pub const DATA: u64 = 0x1000_0000;
     pub const WRITABLE_BYTES: usize = 0x2000;
     pub const DATA_BYTES: usize = 0x3000;
-    /// One page of code, on our side two; the end of a case jumps to [`EXIT`].
+    /// One page of code; the end of a case jumps to [`EXIT`].
     pub const CODE: u64 = 0x1100_0000;
     /// Far from what bit offsets and wild displacements reach from the data area.
     pub const TRAMPOLINE: u64 = 0x6B5A_0000;

@@ -61,7 +61,7 @@ impl Guest {
         self.flat.vcpu.flush_tlb();
     }
 
-    /// Whether the second page of code is there.
+    /// Whether a second page of code is there: usually not, as on the native side.
     pub fn set_code_present(&mut self, present: bool) {
         let place = 0x5000 + ((at::CODE >> 12 & 511) + 1) * 8;
         self.put(place, (CODE + 0x1000) | US | RW | u64::from(present));
@@ -80,7 +80,7 @@ impl Guest {
         entry(0x2000, 1, 0x1_0000 | P | RW | US);
         let mut table = 0x4000;
         for (linear, physical, pages, bits) in
-            [(at::DATA, DATA, 2, RW | XD), (at::CODE, CODE, 2, RW), (at::TRAMPOLINE, EXIT_PAGE, 1, 0)]
+            [(at::DATA, DATA, 2, RW | XD), (at::CODE, CODE, 1, RW), (at::TRAMPOLINE, EXIT_PAGE, 1, 0)]
         {
             let directory = if linear >> 30 == 0 { 0x3000 } else { 0x1_0000 };
             entry(directory, linear >> 21 & 511, table | P | RW | US);
