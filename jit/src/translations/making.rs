@@ -1,7 +1,7 @@
 //! When a block becomes a region, by which back end, and where its code goes.
 #![allow(unsafe_code)]
 
-use super::{ASKED, Live, Page, REFUSED, Translations};
+use super::{ASKED, Live, MOST_STACKS, Page, REFUSED, Translations};
 use crate::abi::{Code, Job, Knobs, Sharing, Untranslatable};
 use crate::background::{Background, Request};
 use crate::engine::Tier;
@@ -78,13 +78,14 @@ impl Translations {
         let runtime = self.memory.as_ref()?.runtime;
         let place = (region.page, region.offset, region.key);
         let sharing = self.sharing.get(&place).copied().unwrap_or_default();
+        let stacks = self.x87_troubles.get(&place).copied().unwrap_or_default();
         let job = Job {
             region: &region,
             slots: slots.as_ptr() as usize,
             runtime: &runtime,
             owner: id,
             sharing: if self.options.no_shared_checks { Sharing::None } else { sharing },
-            x87: !trimaran_cpu::uses_soft() && !self.no_x87.contains(&place),
+            x87: !trimaran_cpu::uses_soft() && stacks < MOST_STACKS,
             counter: count,
             knobs: self.knobs(rip),
         };

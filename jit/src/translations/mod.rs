@@ -38,6 +38,8 @@ pub const ASKED: u32 = NONE - 2;
 
 /// A region whose windows fail so often is made again.
 const MOST_TROUBLES: u32 = 4;
+/// So many times for the x87 stack as it is then; afterwards with helpers.
+const MOST_STACKS: u32 = 2;
 /// So many places are remembered for that.
 const MOST_PLACES: usize = 1 << 16;
 
@@ -95,8 +97,8 @@ pub struct Translations {
     places: Box<Places>,
     /// Places whose regions had trouble with full sharing.
     sharing: FxHashMap<(u32, u64, BlockKey), Sharing>,
-    /// Places whose regions had trouble with the x87 unit.
-    no_x87: FxHashSet<(u32, u64, BlockKey)>,
+    /// Places whose regions had trouble with the x87 unit, and how many had.
+    x87_troubles: FxHashMap<(u32, u64, BlockKey), u32>,
     /// The slot through which code has just left.
     left_by: Option<SlotName>,
     stats: Stats,
@@ -127,7 +129,7 @@ impl Translations {
             links: Links::new(),
             places: Box::new(Places::new()),
             sharing: FxHashMap::default(),
-            no_x87: FxHashSet::default(),
+            x87_troubles: FxHashMap::default(),
             left_by: None,
             stats: Stats::default(),
             perf_map: options.perf_map.then(PerfMap::open).flatten(),
@@ -232,7 +234,7 @@ impl Translations {
     }
 
     /// A window of a region failed, or a guard: if that happens often, the region is made again with less sharing, or
-    /// with helpers.
+    /// for the x87 stack as it is then.
     fn note_trouble(&mut self, v: &mut Vcpu, id: u32, trouble: Trouble) {
         self.stats.troubles += 1;
         let Some(Some(live)) = self.live.get_mut(id as usize) else { return };
@@ -241,14 +243,14 @@ impl Translations {
             return;
         }
         let place = (live.region.page, live.region.offset, live.region.key);
-        if self.sharing.len() + self.no_x87.len() >= MOST_PLACES {
+        if self.sharing.len() + self.x87_troubles.len() >= MOST_PLACES {
             self.sharing.clear();
-            self.no_x87.clear();
+            self.x87_troubles.clear();
         }
         match trouble {
             Trouble::Write => _ = self.sharing.insert(place, Sharing::Careful),
             Trouble::Crossing => _ = self.sharing.insert(place, Sharing::None),
-            Trouble::X87 => _ = self.no_x87.insert(place),
+            Trouble::X87 => *self.x87_troubles.entry(place).or_default() += 1,
         }
         self.drop_region(v, id);
     }

@@ -13,7 +13,7 @@
 //! - A *guard* (`guard.rs`) stands before the first x87 instruction of a run: armed, TOP as supposed, tags as the
 //!   instructions ahead want them; then it loads the registers that they read. So no instruction can overflow or
 //!   underflow the stack. Where a guard fails, the interpreter runs the instruction; a region whose guards fail often is
-//!   made again with helpers.
+//!   made again for the stack as it is then, and with helpers at last.
 //! - *Writing back* (`write_back.rs`): registers, TOP, tags, FIP, where code leaves. A fault has all that in its snapshot.
 //!
 //! C1 is the odd one: loads and stores of registers clear it, so before them it must go to the status word in memory.
