@@ -72,6 +72,9 @@ pub struct Options {
     /// Processor model, and features to add or take away: max,-aes,+rdpid; `--cpu help` lists them
     #[arg(long, value_name = "MODEL[,±FEATURE]", default_value = "x86-64-v2", value_parser = parse_model, help_heading = "Machine")]
     pub cpu: Model,
+    /// Who computes for x87: software differs in the last place of transcendental functions, and is the same on any host
+    #[arg(long, value_enum, default_value = "host", help_heading = "Machine")]
+    pub fp: FloatingPoint,
     /// Same input, same run: virtual time, one instruction a nanosecond
     #[arg(long, help_heading = "Machine")]
     pub deterministic: bool,
@@ -190,6 +193,14 @@ pub enum TierName {
     Cranelift,
     /// The emitter, then Cranelift for hot code
     All,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum FloatingPoint {
+    /// The host's own unit (x86-64 hosts; software elsewhere)
+    Host,
+    /// Portable software
+    Soft,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]

@@ -1,7 +1,7 @@
 //! The engines that there are, which one the options mean, and `trimaran engines`.
 
 use crate::Failure;
-use crate::cli::{EngineName, Options, TierName};
+use crate::cli::{EngineName, FloatingPoint, Options, TierName};
 use std::fmt::Write;
 use std::sync::Arc;
 use trimaran_accel::{Kind, Kvm, Report, Unavailable, mips};
@@ -17,16 +17,22 @@ pub struct Choice {
 
 /// The engine that the options mean. Where `auto` could have taken another, it says in a line why it did not.
 pub fn choose(options: &Options) -> Result<Choice, Failure> {
+    let soft = options.fp == FloatingPoint::Soft;
+    trimaran_cpu::use_soft(soft);
     let software = |factory| Ok(Choice { factory, model: options.cpu.clone() });
     match options.engine {
         EngineName::Interp => software(Arc::new(Interpreter)),
         EngineName::Jit => software(Arc::new(jit(options))),
+        EngineName::Kvm if soft => {
+            Err(anyhow::anyhow!("--engine kvm: x87 is the host's there; --fp soft is for jit and interp")
+                .into())
+        }
         EngineName::Kvm => match Kvm::open() {
             Ok(kvm) => Ok(under(kvm, options)),
             Err(reason) => Err(anyhow::anyhow!("--engine kvm: {reason}").into()),
         },
         // These are the translator's alone.
-        EngineName::Auto if options.deterministic || options.tier.is_some() => {
+        EngineName::Auto if options.deterministic || options.tier.is_some() || soft => {
             software(Arc::new(jit(options)))
         }
         EngineName::Auto => match take(Kvm::open()) {

@@ -175,6 +175,9 @@ fn smoke_ends_with_its_checksum() {
     let to_file = format!("file:{}", serial.display());
     let checksum = format!("trimaran smoke {:016x}", trimaran_machine::builtin::expected_checksum());
     expect(&["run", "--smoke", "--stats"], 0, &[&checksum, "instructions", "MIPS", "TLB"]);
+    expect(&["run", "--smoke", "--fp", "soft"], 0, &[&checksum]);
+    expect(&["run", "--smoke", "--fp", "soft", "--engine", "kvm"], ERROR, &["x87 is the host's there"]);
+    expect(&["run", "--smoke", "--fp", "hard"], USAGE, &["[possible values: host, soft]"]);
     expect(&["run", "--smoke", "--deterministic", "--serial", &to_file], 0, &[]);
     assert!(std::fs::read_to_string(serial).unwrap().contains(&checksum));
 }

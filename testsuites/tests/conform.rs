@@ -2,13 +2,6 @@
 
 use trimaran_testsuites::conform::*;
 
-fn run(suite: &Suite, engine: &str, setup: &Setup, units: &[String]) -> Vec<Answer> {
-    let mut output = Vec::new();
-    work(suite, engine, setup, units.join("\n").as_bytes(), &mut output).expect("the suite runs");
-    let lines = String::from_utf8(output).expect("text");
-    lines.lines().map(|line| serde_json::from_str(line).expect("an answer")).collect()
-}
-
 /// A few cases of each suite on each engine that it judges.
 #[test]
 fn suites_pass() {
@@ -24,7 +17,7 @@ fn suites_pass() {
             };
             let few = &units[..units.len().min(2)];
             let mut all = UnitReport::default();
-            for answer in run(suite, engine, &setup, few) {
+            for answer in answers(suite, engine, &setup, few).expect("the suite runs") {
                 match answer {
                     Answer::Done(report) => all.add(report),
                     Answer::Panicked(words) => panic!("{} on {engine}: {words}", suite.name),

@@ -174,16 +174,17 @@ pub fn work(
     Ok(())
 }
 
+/// What a child would answer, without one. An error says why the suite cannot run here.
+pub fn answers(suite: &Suite, engine: &str, setup: &Setup, units: &[String]) -> Result<Vec<Answer>, String> {
+    let mut output = Vec::new();
+    work(suite, engine, setup, units.join("\n").as_bytes(), &mut output)?;
+    let lines = output.split(|&byte| byte == b'\n').filter(|line| !line.is_empty());
+    lines.map(|line| serde_json::from_slice(line).map_err(|e| e.to_string())).collect()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    fn run(suite: &Suite, engine: &str, setup: &Setup, units: &[String]) -> Vec<Answer> {
-        let mut output = Vec::new();
-        work(suite, engine, setup, units.join("\n").as_bytes(), &mut output).expect("the suite runs");
-        let lines = String::from_utf8(output).expect("text");
-        lines.lines().map(|line| serde_json::from_str(line).expect("an answer")).collect()
-    }
 
     #[test]
     fn seeds_are_cut_into_units() {
@@ -206,7 +207,8 @@ mod tests {
                 Ok(Box::new(|unit| if unit == "2" { panic!("unit two") } else { UnitReport::default() }))
             },
         };
-        let answers = run(&BAD, "interp", &Setup::default(), &["1".into(), "2".into(), "3".into()]);
+        let units = ["1", "2", "3"].map(str::to_owned);
+        let answers = answers(&BAD, "interp", &Setup::default(), &units).expect("answers");
         assert!(matches!(answers[0], Answer::Done(_)) && matches!(answers[2], Answer::Done(_)));
         assert!(matches!(&answers[1], Answer::Panicked(words) if words.contains("unit two")));
     }
