@@ -50,6 +50,55 @@ pub trait Engine: Send {
     }
 }
 
+/// An engine that has another one run, and adds something to its runs.
+pub trait Around: Send {
+    fn inner(&self) -> &dyn Engine;
+    fn inner_mut(&mut self) -> &mut dyn Engine;
+    /// [`Engine::run`].
+    fn run_around(&mut self, budget: u64) -> Stop;
+    /// [`Engine::state_changed`].
+    fn changed_around(&mut self) {
+        self.inner_mut().state_changed();
+    }
+    /// [`Engine::name`].
+    fn name_around(&self) -> &'static str {
+        self.inner().name()
+    }
+}
+
+impl<T: Around> Engine for T {
+    fn run(&mut self, budget: u64) -> Stop {
+        self.run_around(budget)
+    }
+    fn state(&mut self) -> &mut CpuState {
+        self.inner_mut().state()
+    }
+    fn state_changed(&mut self) {
+        self.changed_around();
+    }
+    fn probe(&mut self, linear: u64) -> Option<u64> {
+        self.inner_mut().probe(linear)
+    }
+    fn counters(&self) -> Counters {
+        self.inner().counters()
+    }
+    fn name(&self) -> &'static str {
+        self.name_around()
+    }
+    fn failure(&self) -> Option<String> {
+        self.inner().failure()
+    }
+    fn describe_tlb(&self) -> String {
+        self.inner().describe_tlb()
+    }
+    fn describe_translator(&self) -> String {
+        self.inner().describe_translator()
+    }
+    fn stop_at(&mut self, addresses: &[u64]) -> Result<(), String> {
+        self.inner_mut().stop_at(addresses)
+    }
+}
+
 /// What an engine is asked to run: a new machine, or one that another engine has run so far.
 pub struct Takeover<'a> {
     pub model: &'a Model,

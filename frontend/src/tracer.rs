@@ -9,11 +9,11 @@ use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use trimaran_cpu::bus::{Bus, GeneralProtection, MemoryRange, Page};
-use trimaran_cpu::engine::{Engine, EngineFactory, Stop};
+use trimaran_cpu::engine::{Around, Engine, EngineFactory, Stop};
 use trimaran_cpu::ram::{PAGE, Ram};
 use trimaran_cpu::state::CpuState;
 use trimaran_cpu::trace::{MemoryAccess, StepLog};
-use trimaran_cpu::{Counters, Vcpu, VcpuConfig};
+use trimaran_cpu::{Vcpu, VcpuConfig};
 
 /// What the engine is called.
 pub const NAME: &str = "trace";
@@ -264,8 +264,14 @@ fn vectors(text: &mut String, cpu: usize, log: &StepLog) {
     }
 }
 
-impl Engine for Tracer {
-    fn run(&mut self, budget: u64) -> Stop {
+impl Around for Tracer {
+    fn inner(&self) -> &dyn Engine {
+        &*self.vcpu
+    }
+    fn inner_mut(&mut self) -> &mut dyn Engine {
+        &mut *self.vcpu
+    }
+    fn run_around(&mut self, budget: u64) -> Stop {
         let mut disassembler = Disassembler::new();
         for _ in 0..budget {
             let stop = self.step(&mut disassembler);
@@ -275,26 +281,8 @@ impl Engine for Tracer {
         }
         Stop::Budget
     }
-    fn state(&mut self) -> &mut CpuState {
-        self.vcpu.state_whole()
-    }
-    fn state_changed(&mut self) {
-        self.vcpu.state_loaded();
-    }
-    fn probe(&mut self, linear: u64) -> Option<u64> {
-        self.vcpu.probe(linear)
-    }
-    fn counters(&self) -> Counters {
-        self.vcpu.counters
-    }
-    fn name(&self) -> &'static str {
+    fn name_around(&self) -> &'static str {
         NAME
-    }
-    fn describe_tlb(&self) -> String {
-        self.vcpu.describe_tlb()
-    }
-    fn stop_at(&mut self, addresses: &[u64]) -> Result<(), String> {
-        self.vcpu.stop_at(addresses)
     }
 }
 

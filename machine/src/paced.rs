@@ -11,11 +11,11 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use crate::chips::locked;
+use trimaran_cpu::VcpuConfig;
 use trimaran_cpu::bus::{Bus, GeneralProtection, MemoryRange, Page};
-use trimaran_cpu::engine::{Engine, EngineFactory, Stop, Takeover};
+use trimaran_cpu::engine::{Around, Engine, EngineFactory, Stop, Takeover};
 use trimaran_cpu::shared::{CodeFence, attention};
 use trimaran_cpu::state::{CpuState, RFlags, gpr, seg};
-use trimaran_cpu::{Counters, VcpuConfig};
 
 /// Virtual time of a run in nanoseconds, at most.
 const RUN: u64 = 1_000;
@@ -241,8 +241,14 @@ impl PacedEngine {
     }
 }
 
-impl Engine for PacedEngine {
-    fn run(&mut self, budget: u64) -> Stop {
+impl Around for PacedEngine {
+    fn inner(&self) -> &dyn Engine {
+        &*self.engine
+    }
+    fn inner_mut(&mut self) -> &mut dyn Engine {
+        &mut *self.engine
+    }
+    fn run_around(&mut self, budget: u64) -> Stop {
         let before = self.engine.state().retired;
         self.bus.retired.store(before, SeqCst);
         self.before.get_or_insert_with(|| self.engine.state().clone());
@@ -257,30 +263,6 @@ impl Engine for PacedEngine {
         self.engine.state().retired = retired;
         self.bus.publish(retired);
         stop
-    }
-    fn state(&mut self) -> &mut CpuState {
-        self.engine.state()
-    }
-    fn state_changed(&mut self) {
-        self.engine.state_changed();
-    }
-    fn probe(&mut self, linear: u64) -> Option<u64> {
-        self.engine.probe(linear)
-    }
-    fn counters(&self) -> Counters {
-        self.engine.counters()
-    }
-    fn name(&self) -> &'static str {
-        self.engine.name()
-    }
-    fn failure(&self) -> Option<String> {
-        self.engine.failure()
-    }
-    fn describe_tlb(&self) -> String {
-        self.engine.describe_tlb()
-    }
-    fn describe_translator(&self) -> String {
-        self.engine.describe_translator()
     }
 }
 

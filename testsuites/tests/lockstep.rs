@@ -3,10 +3,10 @@
 use std::sync::Arc;
 use std::time::Duration;
 use trimaran_accel::Kvm;
-use trimaran_cpu::engine::{Engine, EngineFactory, Interpreter, Stop};
+use trimaran_cpu::VcpuConfig;
+use trimaran_cpu::engine::{Around, Engine, EngineFactory, Interpreter, Stop};
 use trimaran_cpu::model::Model;
 use trimaran_cpu::state::{CpuState, RFlags, gpr};
-use trimaran_cpu::{Counters, VcpuConfig};
 use trimaran_machine::access_lockstep::{self, AccessLockstep};
 use trimaran_machine::boot::DirectBoot;
 use trimaran_machine::lockstep::{Difference, Limits, Lockstep, Verdict};
@@ -36,8 +36,14 @@ impl EngineFactory for Wrong {
     }
 }
 
-impl Engine for WrongEngine {
-    fn run(&mut self, budget: u64) -> Stop {
+impl Around for WrongEngine {
+    fn inner(&self) -> &dyn Engine {
+        &*self.engine
+    }
+    fn inner_mut(&mut self) -> &mut dyn Engine {
+        &mut *self.engine
+    }
+    fn run_around(&mut self, budget: u64) -> Stop {
         let before = self.engine.state().retired;
         if before >= self.wrong.at {
             return self.engine.run(budget);
@@ -49,26 +55,8 @@ impl Engine for WrongEngine {
         }
         stop
     }
-    fn state(&mut self) -> &mut CpuState {
-        self.engine.state()
-    }
-    fn state_changed(&mut self) {
-        self.engine.state_changed();
-    }
-    fn probe(&mut self, linear: u64) -> Option<u64> {
-        self.engine.probe(linear)
-    }
-    fn counters(&self) -> Counters {
-        self.engine.counters()
-    }
-    fn name(&self) -> &'static str {
+    fn name_around(&self) -> &'static str {
         "wrong"
-    }
-    fn describe_tlb(&self) -> String {
-        self.engine.describe_tlb()
-    }
-    fn stop_at(&mut self, addresses: &[u64]) -> Result<(), String> {
-        self.engine.stop_at(addresses)
     }
 }
 

@@ -9,11 +9,11 @@ use std::path::Path;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 use trimaran_accel::Kvm;
-use trimaran_cpu::engine::{Engine, EngineFactory, Interpreter, Stop, Takeover};
+use trimaran_cpu::VcpuConfig;
+use trimaran_cpu::engine::{Around, Engine, EngineFactory, Interpreter, Stop, Takeover};
 use trimaran_cpu::model::Model;
 use trimaran_cpu::shared::attention;
 use trimaran_cpu::state::{CpuState, RFlags, gpr, seg};
-use trimaran_cpu::{Counters, VcpuConfig};
 use trimaran_machine::boot::DirectBoot;
 use trimaran_machine::{MachineConfig, MachineError, Outcome, SwitchAt, SwitchReport, Trigger};
 use trimaran_machine::{builtin, firmware};
@@ -272,33 +272,24 @@ impl EngineFactory for Witness {
     }
 }
 
-impl Engine for Witnessing {
-    fn run(&mut self, budget: u64) -> Stop {
+impl Around for Witnessing {
+    fn inner(&self) -> &dyn Engine {
+        &*self.0
+    }
+    fn inner_mut(&mut self) -> &mut dyn Engine {
+        &mut *self.0
+    }
+    fn run_around(&mut self, budget: u64) -> Stop {
         self.0.run(budget)
     }
-    fn state(&mut self) -> &mut CpuState {
-        self.0.state()
-    }
-    fn state_changed(&mut self) {
+    fn changed_around(&mut self) {
         self.0.state_changed();
         if let Ok(mut states) = self.1.0.lock() {
             states.push(self.0.state().clone());
         }
     }
-    fn probe(&mut self, linear: u64) -> Option<u64> {
-        self.0.probe(linear)
-    }
-    fn counters(&self) -> Counters {
-        self.0.counters()
-    }
-    fn name(&self) -> &'static str {
+    fn name_around(&self) -> &'static str {
         "witness"
-    }
-    fn describe_tlb(&self) -> String {
-        self.0.describe_tlb()
-    }
-    fn stop_at(&mut self, addresses: &[u64]) -> Result<(), String> {
-        self.0.stop_at(addresses)
     }
 }
 
