@@ -12,6 +12,9 @@ impl Kvm {
     pub fn open() -> Result<Kvm, Unavailable> {
         Err(Unavailable::Host)
     }
+    pub fn measured(self) -> Result<Kvm, Unavailable> {
+        match self {}
+    }
     pub fn report(&self) -> &Report {
         match *self {}
     }

@@ -120,7 +120,8 @@ pub struct Report {
     pub missing: Vec<Missing>,
     /// System management mode. Without it the interpreter runs what is in SMM, as it does anyway.
     pub smm: bool,
-    /// Million instructions a second of a short loop at CPL 0 and at CPL 3 of long mode; 0 if that does not run.
+    /// Million instructions a second of a short loop at CPL 0 and at CPL 3 of long mode; 0 if that does not run, or was not
+    /// measured because something that guests need is missing.
     pub ring0_mips: f64,
     pub ring3_mips: f64,
 }
@@ -131,7 +132,7 @@ impl Report {
     }
 
     /// Trials that failed of what guests need.
-    fn essential(&self) -> impl Iterator<Item = &Missing> {
+    pub(crate) fn essential(&self) -> impl Iterator<Item = &Missing> {
         self.missing.iter().filter(|missing| missing.trial.essential())
     }
 

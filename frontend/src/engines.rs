@@ -86,7 +86,7 @@ pub fn table() -> String {
     for factory in [&Interpreter as &dyn EngineFactory, &Jit::default()] {
         text += &row(factory.name(), "software", [mips(factory, 0), mips(factory, 3)]);
     }
-    let kvm = Kvm::open();
+    let kvm = Kvm::open().and_then(Kvm::measured);
     match &kvm {
         Ok(kvm) => text += &kvm_rows(kvm.report()),
         Err(reason) => _ = writeln!(text, "{:8}{reason}", "kvm"),

@@ -44,6 +44,12 @@ impl Kvm {
         &self.report
     }
 
+    /// With its speeds in the report, whatever it lacks.
+    pub fn measured(self) -> Result<Kvm, Unavailable> {
+        let report = Arc::new(probe::measure(&self.host, &self.report)?);
+        Ok(Kvm { report, ..self })
+    }
+
     /// `model` as far as guests can have it under this KVM: for machines that start under it.
     pub fn reduce(&self, model: &Model) -> Model {
         features::reduce(model, &self.host)

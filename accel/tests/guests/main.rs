@@ -20,6 +20,11 @@ fn report() {
     let Some(kvm) = kvm() else { return };
     let report = kvm.report();
     println!("{:?}: {report:?}", report.kind());
+    // A second's measurement that would change nothing is not made.
+    assert_eq!(report.ring0_mips == 0.0, report.worth_taking().is_err_and(|why| why.contains("lacks")));
+    let measured =
+        trimaran_accel::Kvm::open().and_then(trimaran_accel::Kvm::measured).expect("KVM once more");
+    assert!(measured.report().ring0_mips > 0.0 || !report.works(Trial::LongMode));
     println!("reduced: {}", kvm.reduce(&Model::default()).name);
     assert!(report.works(Trial::RealMode), "not even that");
 }
