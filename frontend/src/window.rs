@@ -12,7 +12,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 use trimaran_devices::ps2::key::Key;
 use trimaran_devices::ps2::mouse::button;
-use trimaran_devices::vga::Frame;
+use trimaran_devices::vga::Screen;
 use winit::application::ApplicationHandler;
 use winit::dpi::PhysicalSize;
 use winit::event::{
@@ -81,9 +81,7 @@ struct App {
     session: Arc<Session>,
     deadline: Option<Instant>,
     view: Option<(Rc<Window>, Surface)>,
-    frame: Frame,
-    /// The picture that the window shows.
-    shown: Frame,
+    screen: Screen,
     title: String,
     captured: bool,
     /// Keys and mouse buttons that the guest sees down.
@@ -100,8 +98,7 @@ impl App {
             session,
             deadline,
             view: None,
-            frame: Frame::default(),
-            shown: Frame::default(),
+            screen: Screen::default(),
             title: String::new(),
             captured: false,
             down: HashSet::new(),
@@ -129,14 +126,14 @@ impl App {
     /// Looks at the guest; asks for a redraw where its picture changed.
     fn look(&mut self) {
         let Some((window, _)) = &self.view else { return };
-        self.session.machine.render(&mut self.frame);
-        let (old, new) = (&self.shown, &self.frame);
-        if (old.width, old.height) != (new.width, new.height) && new.width > 0 {
-            let _ = window.request_inner_size(PhysicalSize::new(new.width as u32, new.height as u32));
-        }
-        if old != new {
-            std::mem::swap(&mut self.shown, &mut self.frame);
+        let size = |screen: &Screen| (screen.frame().width, screen.frame().height);
+        let before = size(&self.screen);
+        if self.session.machine.look(&mut self.screen) {
             window.request_redraw();
+        }
+        let (width, height) = size(&self.screen);
+        if (width, height) != before && width > 0 {
+            let _ = window.request_inner_size(PhysicalSize::new(width as u32, height as u32));
         }
         let state = match (self.session.machine.outcome(), self.session.machine.paused()) {
             (Some(_), _) => ", ended",
@@ -161,7 +158,7 @@ impl App {
         let failed = |error: softbuffer::SoftBufferError| anyhow!("cannot draw on the display: {error}");
         surface.resize(width, height).map_err(failed)?;
         let mut pixels = surface.buffer_mut().map_err(failed)?;
-        picture::draw(&self.shown, &mut pixels, size.width as usize, size.height as usize);
+        picture::draw(self.screen.frame(), &mut pixels, size.width as usize, size.height as usize);
         pixels.present().map_err(failed)
     }
 

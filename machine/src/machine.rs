@@ -26,7 +26,7 @@ use trimaran_devices::fw_cfg::FwCfg;
 use trimaran_devices::ide::{Drive, Ide};
 use trimaran_devices::piix4_pm::Piix4Pm;
 use trimaran_devices::ps2::key::Key;
-use trimaran_devices::vga::{Frame, TextScreen};
+use trimaran_devices::vga::{Frame, Screen, TextScreen};
 
 /// Largest guest memory: 39 bits of physical address, less the hole.
 const MAX_MEMORY: u64 = 500 << 30;
@@ -303,6 +303,12 @@ impl Machine {
     pub fn render(&self, frame: &mut Frame) {
         let board = &self.core.board;
         board.chips.vga.lock().render(board.clock.now(), frame);
+    }
+
+    /// Brings a window's picture up to the screen; whether it has changed.
+    pub fn look(&self, screen: &mut Screen) -> bool {
+        let board = &self.core.board;
+        screen.look(&board.chips.vga.lock(), board.clock.now())
     }
 
     /// The screen's characters, in a text mode.

@@ -3,10 +3,12 @@
 
 mod dispi;
 pub mod font;
+mod linear;
 mod memory;
 mod modes;
 mod registers;
 mod render;
+mod screen;
 #[cfg(test)]
 mod tests;
 
@@ -15,6 +17,7 @@ use crate::pci::{Bar, BarKind, PciConfig, ROM_BAR, reg};
 use dispi::{Dispi, Outcome};
 use registers::Registers;
 pub use render::{Frame, TextScreen};
+pub use screen::Screen;
 use serde::{Deserialize, Serialize};
 use std::sync::Arc;
 

@@ -4,6 +4,7 @@
 //! out as 640x400.
 
 use super::Vga;
+use super::linear::Linear;
 use crate::chip::Nanos;
 
 /// A picture, 0x00RRGGBB a pixel, rows without gaps.
@@ -15,7 +16,7 @@ pub struct Frame {
 }
 
 impl Frame {
-    fn resize(&mut self, width: usize, height: usize) {
+    pub(super) fn resize(&mut self, width: usize, height: usize) {
         (self.width, self.height) = (width, height);
         self.pixels.clear();
         self.pixels.resize(width * height, 0);
@@ -37,7 +38,7 @@ pub struct TextScreen {
 const PLANE_MASK: usize = 0xFFFF;
 
 /// Bits of a plane byte as eight pixel values of that plane's weight, leftmost first.
-fn planar(planes: [u8; 4]) -> [u8; 8] {
+pub(super) fn planar(planes: [u8; 4]) -> [u8; 8] {
     std::array::from_fn(|i| {
         let bit = |p: usize| (planes[p] >> (7 - i) & 1) << p;
         bit(0) | bit(1) | bit(2) | bit(3)
@@ -223,64 +224,19 @@ impl Vga {
     }
 
     fn render_dispi(&self, frame: &mut Frame) {
-        let d = &self.dispi;
-        let (width, height) = (usize::from(d.xres), usize::from(d.yres));
+        let linear = self.linear();
+        let (width, height) = linear.size();
         frame.resize(width, height);
-        let lookup = self.lookup(d.bpp == 8);
-        let bytes = match d.bpp {
-            4 => width.div_ceil(8) * 4 + 4,
-            bpp => width * usize::from(bpp).div_ceil(8),
-        };
-        let mut line = vec![0; bytes];
-        let (stride, start) = (d.stride(), d.start());
-        let memory = self.vram.len();
-        let five = |value: u32| value << 3 | value >> 2;
-        let six = |value: u32| value << 2 | value >> 4;
+        let mut line = vec![0; linear.row_bytes()];
         for (y, row) in frame.pixels.chunks_exact_mut(width.max(1)).enumerate() {
-            let scale = if d.bpp == 4 { 4 } else { 1 };
-            let from = (start + y * stride) * scale;
-            let n = line.len().min(memory.saturating_sub(from));
-            line.truncate(n);
-            self.vram.read(from, &mut line);
-            line.resize(bytes, 0);
-            match d.bpp {
-                4 => {
-                    let pan = usize::from(d.x_offset & 7);
-                    let planes = line.chunks_exact(4).map(|b| [b[0], b[1], b[2], b[3]]);
-                    let pixels = planes.flat_map(planar).skip(pan);
-                    for (to, value) in row.iter_mut().zip(pixels) {
-                        *to = lookup[usize::from(value)];
-                    }
-                }
-                8 => {
-                    for (to, &value) in row.iter_mut().zip(&line) {
-                        *to = lookup[usize::from(value)];
-                    }
-                }
-                15 | 16 => {
-                    let green_bits = d.bpp - 10;
-                    for (to, pair) in row.iter_mut().zip(line.chunks_exact(2)) {
-                        let value = u32::from(u16::from_le_bytes([pair[0], pair[1]]));
-                        let (red, green) = if green_bits == 6 {
-                            (five(value >> 11), six(value >> 5 & 0x3F))
-                        } else {
-                            (five(value >> 10 & 0x1F), five(value >> 5 & 0x1F))
-                        };
-                        *to = red << 16 | green << 8 | five(value & 0x1F);
-                    }
-                }
-                24 => {
-                    for (to, p) in row.iter_mut().zip(line.chunks_exact(3)) {
-                        *to = u32::from_le_bytes([p[0], p[1], p[2], 0]);
-                    }
-                }
-                _ => {
-                    for (to, p) in row.iter_mut().zip(line.chunks_exact(4)) {
-                        *to = u32::from_le_bytes([p[0], p[1], p[2], 0]);
-                    }
-                }
-            }
+            linear.fetch(&*self.vram, y, &mut line);
+            linear.draw(&line, row);
         }
+    }
+
+    /// The linear mode that is on.
+    pub(super) fn linear(&self) -> Linear {
+        Linear { dispi: self.dispi.clone(), lookup: self.lookup(self.dispi.bpp == 8) }
     }
 }
 

@@ -184,6 +184,47 @@ fn linear_modes() {
     assert!(vga.linear_mode().is_some());
 }
 
+/// A window's picture is what drawing anew gives, and it knows when nothing has changed.
+#[test]
+fn a_screen_follows_its_vga() {
+    let (mut bench, mut vga) = setup();
+    let mut screen = Screen::default();
+    let mut check = |vga: &Vga, changed: bool, what: &str| {
+        let mut frame = Frame::default();
+        vga.render(0, &mut frame);
+        assert_eq!(screen.look(vga, 0), changed, "{what}");
+        assert!(*screen.frame() == frame, "{what}");
+        assert!(!screen.look(vga, 0), "{what}, once more");
+    };
+    vga.set_text_mode3(&font::font_8x16());
+    check(&vga, true, "text");
+    for bpp in [4, 8, 15, 16, 24, 32] {
+        dispi(&mut bench, &mut vga, 4, 0);
+        for (register, value) in [(1, 640), (2, 480), (3, bpp), (4, 0x41)] {
+            dispi(&mut bench, &mut vga, register, value);
+        }
+        check(&vga, true, &format!("{bpp} bits"));
+        vga.vram.write(0x1_2345, &[0xA5; 7]);
+        check(&vga, true, &format!("{bpp} bits, written"));
+        vga.vram.write(0x80_0000, &[0xA5; 7]);
+        check(&vga, false, &format!("{bpp} bits, written elsewhere"));
+        vga.vram.write(0x1_2345, &[0xA5; 7]);
+        check(&vga, false, &format!("{bpp} bits, the same once more"));
+    }
+    dispi(&mut bench, &mut vga, 9, 1);
+    check(&vga, true, "a line further down");
+    dispi(&mut bench, &mut vga, 4, 0);
+    for (register, value) in [(3, 8), (4, 0x41)] {
+        dispi(&mut bench, &mut vga, register, value);
+    }
+    check(&vga, true, "8 bits again");
+    port(&mut bench, &mut vga, 0x3C8, 1, 0);
+    port(&mut bench, &mut vga, 0x3C9, 1, 0x15);
+    check(&vga, true, "another colour");
+    dispi(&mut bench, &mut vga, 4, 0);
+    check(&vga, true, "text again");
+}
+
 #[test]
 fn four_bit_linear_mode_is_planar() {
     let (mut bench, mut vga) = setup();
