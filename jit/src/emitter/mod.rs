@@ -10,7 +10,8 @@
 //!   (`loops.rs`).
 //! - *Windows* (`windows.rs`) are stretches of memory that were looked up for several accesses.
 //! - *Flags* (`flag_state.rs`) are the last declaration; conditions (`conditions.rs`) repeat the operation on the host.
-//! - *Vector instructions* are the host's own (`shapes.rs`, `vectors.rs`), and so are most x87 instructions (`x87/`).
+//! - *Vector instructions* are the host's own (`shapes.rs`, `vectors.rs`), and so are most x87 instructions (`x87/`) and
+//!   divisions (`division.rs`).
 //! - A *snapshot* (`snapshot.rs`) rebuilds the guest's state before an instruction whose access missed the TLB
 //!   (`access.rs`, `miss.rs`). It needs no code where nothing misses.
 //!
