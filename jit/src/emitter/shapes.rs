@@ -172,6 +172,10 @@ fn shape(code: Code) -> Option<Shape> {
     if !(vex || op.encoding() == EncodingKind::Legacy) || !op.is_instruction() {
         return None;
     }
+    // What the mask leaves out is not accessed: a look-up of the whole would set A and D bits.
+    if matches!(code.mnemonic(), M::Vmaskmovps | M::Vmaskmovpd | M::Vpmaskmovd | M::Vpmaskmovq) {
+        return None;
+    }
     // The lists below have the names without V.
     let fused = vex && format!("{code:?}").starts_with("VEX_Vf");
     let m = if vex { legacy_mnemonic(code.mnemonic()) } else { code.mnemonic() };

@@ -1,8 +1,8 @@
 //! Seeds that once found something; they are run first, always.
 
 /// 1, 2, 5: the interpreter's budget behind REP. 50: a region made hot in another's place. 534, 756, 852: code in device
-/// memory was fetched twice.
-pub const SEEDS: &[u64] = &[1, 2, 5, 50, 534, 756, 852];
+/// memory was fetched twice. 304686: VPMASKMOVQ with an empty mask made a page dirty.
+pub const SEEDS: &[u64] = &[1, 2, 5, 50, 534, 756, 852, 304686];
 
 /// The same for x87 programs.
 pub const X87: &[u64] = &[];
