@@ -4,8 +4,8 @@
 /// memory was fetched twice. 304686: VPMASKMOVQ with an empty mask made a page dirty.
 pub const SEEDS: &[u64] = &[1, 2, 5, 50, 534, 756, 852, 304686];
 
-/// The same for x87 programs.
-pub const X87: &[u64] = &[];
+/// The same for x87 programs. 200028258: an exchanged register came back to memory that a popped one had been left in.
+pub const X87: &[u64] = &[200028258];
 
 /// The same for random bytes. 1580: an indirect jump to an address that is not canonical.
 pub const BYTES: &[u64] = &[1580];

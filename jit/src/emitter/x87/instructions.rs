@@ -87,8 +87,7 @@ impl Emitter<'_> {
     fn leave_popped(&mut self, pops: u8) {
         for n in 0..pops {
             let p = self.state.x87.physical(n);
-            let home = &mut self.state.x87.homes[usize::from(n)];
-            if std::mem::replace(home, p) == p {
+            if !self.state.x87.moves_home(n) {
                 continue;
             }
             let m = field(offset::x87_register(p.into()));

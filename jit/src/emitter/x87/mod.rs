@@ -117,6 +117,17 @@ impl X87 {
         self.homes.rotate_left(1);
         self.cached -= 1;
     }
+    /// ST(`n`) is about to be stored in its register's memory; false: that has the same bits already.
+    fn moves_home(&mut self, n: u8) -> bool {
+        let p = self.physical(n);
+        if self.homes[usize::from(n)] == p {
+            return false;
+        }
+        // An exchanged one may come back to where its bits were.
+        self.homes.iter_mut().filter(|h| **h == p).for_each(|h| *h = NOWHERE);
+        self.homes[usize::from(n)] = p;
+        true
+    }
     /// Whether a loop's head with state `head` may follow.
     fn continues(&self, head: &X87) -> bool {
         let tags = |x: &X87| (x.valid & head.known, x.memory_valid & head.known);
