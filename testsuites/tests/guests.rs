@@ -356,7 +356,9 @@ fn linux_power_button() -> Result<(), String> {
     let mut guest = Guest::start(config)?;
     guest.expect("guest is up", 500)?;
     guest.line("mkdir -p /etc/acpi/PWRF; cd /etc/acpi/PWRF; echo '#!/bin/sh' > 00000080; chmod +x 00000080");
-    guest.line("echo \"echo the but''ton; poweroff -f\" >> 00000080; acpid -l /dev/console; echo rea'd'y");
+    guest.line("echo \"echo the but''ton; poweroff -f\" >> 00000080; acpid -l /dev/console");
+    // It goes to the background first, and opens the devices there.
+    guest.line("until ls -l /proc/$(pidof acpid)/fd | grep -q event; do sleep 0.2; done; echo rea'd'y");
     guest.expect("ready", 120)?;
     guest.machine.power_button();
     guest.expect("the button", 120)?;

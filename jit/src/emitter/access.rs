@@ -182,18 +182,20 @@ impl Emitter<'_> {
         let aligned = size & ALIGNED != 0;
         if let Some(m) = reach.and_then(|r| self.covered(r)) {
             if aligned {
-                self.check_alignment(m, size);
+                self.asm.lea(W::Q, RCX, m);
+                self.check_alignment(size);
             }
             return m;
         }
         let plan = reach.and_then(|r| self.plan(r));
         // For two accesses and more a register may be given up.
         if let Some(plan) = plan.filter(|p| p.count >= 2 || self.free_registers() >= SPARE) {
-            let m = self.open(what, &plan, write);
             if aligned {
-                self.check_alignment(m, size);
+                // Before the look-up: #GP leaves the page as it is, not accessed nor dirty.
+                self.linear_address(what, 0);
+                self.check_alignment(size);
             }
-            return m;
+            return self.open(what, &plan, write);
         }
         let bytes = size & !ALIGNED;
         self.linear_address(what, 0);

@@ -379,11 +379,10 @@ impl Emitter<'_> {
         }
     }
 
-    /// Leaves to the interpreter where an operand of a window is not aligned.
-    pub fn check_alignment(&mut self, m: Mem, size: u8) {
+    /// Leaves to the interpreter where an operand of a window is not aligned. RCX: its address, the host's or the guest's.
+    pub fn check_alignment(&mut self, size: u8) {
         let k = self.snapshot(size, false);
         let miss = self.labels.make();
-        self.asm.lea(W::Q, RCX, m);
         self.asm.test_imm(W::B, RCX, ((size & !ALIGNED) - 1).into());
         self.asm.jcc(cc::NE, miss);
         self.cold.bind(miss);
