@@ -43,7 +43,7 @@ pub struct Options {
     #[arg(long, value_enum, value_name = "TIER", help_heading = "Translator")]
     pub tier: Option<TierName>,
     /// Most host memory for translated code, for each processor; at most 1G
-    #[arg(long, value_name = "SIZE", default_value = "256M", value_parser = parse_memory, help_heading = "Translator")]
+    #[arg(long, value_name = "SIZE", default_value = "256M", value_parser = parse_code_cache, help_heading = "Translator")]
     pub code_cache: u64,
     /// Name translated code in /tmp/perf-PID.map, for Linux' perf
     #[arg(long, help_heading = "Translator")]
@@ -300,6 +300,13 @@ fn parse_mnemonic(text: &str) -> Result<Mnemonic, String> {
     Mnemonic::values()
         .find(named)
         .ok_or_else(|| "there is no such instruction; write ADD,MOV or the like".into())
+}
+
+fn parse_code_cache(text: &str) -> Result<u64, String> {
+    match parse_memory(text)? {
+        bytes if bytes > trimaran_jit::MOST_CODE as u64 => Err("translated code has 1G at most".into()),
+        bytes => Ok(bytes),
+    }
 }
 
 fn parse_memory(text: &str) -> Result<u64, String> {

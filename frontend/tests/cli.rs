@@ -71,6 +71,7 @@ fn unknown_words_are_usage_errors() {
         ("--port-log", "0x80", "PORT=FILE"),
         ("--port-log", "post=x", "port"),
         ("--timeout", "-1", "seconds"),
+        ("--code-cache", "2G", "1G at most"),
         ("--timeout", "soon", "seconds"),
         ("--cpus", "two", "invalid"),
         ("--switch-at", "insns=1000", "colon"),

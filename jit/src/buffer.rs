@@ -27,7 +27,7 @@ unsafe impl Send for CodeBuffer {}
 
 impl CodeBuffer {
     /// Jumps reach from any place to any other.
-    pub const MOST: usize = 1 << 30;
+    pub const MOST: usize = crate::MOST_CODE;
 
     /// `len` bytes, at least 64 KiB and at most [`Self::MOST`].
     pub fn new(len: usize) -> io::Result<Self> {

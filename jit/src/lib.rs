@@ -25,3 +25,6 @@ mod translations;
 mod tree;
 
 pub use engine::{Jit, JitOptions, Tier};
+
+/// Most bytes of [`JitOptions::code_cache`]; more is cut to it.
+pub const MOST_CODE: usize = 1 << 30;
