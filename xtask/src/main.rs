@@ -5,8 +5,9 @@ mod guests;
 
 use anyhow::{Context, Result, bail};
 use clap::{Parser, Subcommand};
+use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Command, Stdio};
 
 #[derive(Parser)]
 #[command(name = "cargo x", about = "Trimaran's checks", version)]
@@ -178,18 +179,38 @@ fn run_step(root: &Path, engine: &str, step: &str, env: &[(String, String)]) -> 
     cargo(root, &arguments, &env)
 }
 
+/// Runs cargo. What tests print of their failures is said again at the end, where a long log is looked at first.
 fn cargo(root: &Path, arguments: &[&str], env: &[(String, String)]) -> Result<()> {
     println!("$ cargo {}", arguments.join(" "));
-    let status = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()))
+    let mut child = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()))
         .args(arguments)
         .envs(env.iter().cloned())
         .current_dir(root)
-        .status()
+        .stdout(Stdio::piped())
+        .spawn()
         .context("cargo cannot be started")?;
-    if !status.success() {
-        bail!("cargo {} failed", arguments.join(" "));
+    let failures = child.stdout.take().map(|out| tell(BufReader::new(out))).unwrap_or_default();
+    if !child.wait().context("cargo cannot be waited for")?.success() {
+        bail!("cargo {} failed\n{}", arguments.join(" "), failures.join("\n"));
     }
     Ok(())
+}
+
+/// Lines of failures that are kept.
+const MOST_FAILURES: usize = 400;
+
+/// Prints what comes; from "failures:" to "test result:" it is also returned.
+fn tell(out: impl BufRead) -> Vec<String> {
+    let (mut kept, mut within) = (Vec::new(), false);
+    for line in out.split(b'\n').map_while(Result::ok) {
+        let line = String::from_utf8_lossy(&line).into_owned();
+        println!("{line}");
+        within = (within || line == "failures:") && !line.starts_with("test result:");
+        if within && kept.len() < MOST_FAILURES {
+            kept.push(line);
+        }
+    }
+    kept
 }
 
 /// Where cargo builds.
@@ -200,4 +221,15 @@ fn target(root: &Path) -> PathBuf {
 fn root() -> Result<PathBuf> {
     let here = Path::new(env!("CARGO_MANIFEST_DIR"));
     Ok(here.parent().context("xtask has no parent folder")?.to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::tell;
+
+    #[test]
+    fn failures_are_kept() {
+        let log = "test a ... ok\n\nfailures:\n---- b ----\nwhy\n\ntest result: FAILED. 1\ntest c ... ok\n";
+        assert_eq!(tell(log.as_bytes()), ["failures:", "---- b ----", "why", ""]);
+    }
 }

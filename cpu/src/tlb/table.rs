@@ -6,13 +6,13 @@ use std::ops::Range;
 /// Entries that others took the slot of, kept.
 const VICTIMS: usize = 8;
 /// With more entries than this that are not global, all are looked at to drop them.
-const MOST_LOCAL: usize = 256;
+const MOST_LOCAL: usize = 1024;
 
 /// See the head of this file. What was evicted last is kept: pages that share a slot and are used in turns are found here
-/// again; with 4 MiB between two streams, each access would walk the page tables.
+/// again; with 16 MiB between two streams, each access would walk the page tables.
 pub struct Table {
-    pub entries: [Entry; ENTRIES],
-    pub notes: [Note; ENTRIES],
+    pub entries: Box<[Entry; ENTRIES]>,
+    pub notes: Box<[Note; ENTRIES]>,
     /// With the slot that each was in.
     victims: [(usize, Entry, Note); VICTIMS],
     next_victim: usize,
@@ -23,17 +23,23 @@ pub struct Table {
     global: bool,
 }
 
+/// Made on the heap: a thread's stack is no place for 128 KiB.
+fn boxed<T>(item: impl Fn(usize) -> T) -> Box<[T; ENTRIES]> {
+    let items: Box<[T]> = (0..ENTRIES).map(item).collect();
+    items.try_into().unwrap_or_else(|_| unreachable!("as many as were made"))
+}
+
 impl Table {
-    pub fn new() -> Box<Self> {
-        Box::new(Table {
-            entries: std::array::from_fn(Entry::invalid),
-            notes: [Note::default(); ENTRIES],
+    pub fn new() -> Self {
+        Table {
+            entries: boxed(Entry::invalid),
+            notes: boxed(|_| Note::default()),
             victims: [(0, Entry::invalid(0), Note::default()); VICTIMS],
             next_victim: 0,
             local: Vec::new(),
             used: false,
             global: false,
-        })
+        }
     }
 
     pub fn fill(&mut self, slot: usize, entry: Entry, note: Note) {
@@ -68,7 +74,7 @@ impl Table {
     pub fn flush(&mut self) {
         self.flush_local();
         if std::mem::take(&mut self.global) {
-            self.entries = std::array::from_fn(Entry::invalid);
+            self.entries.iter_mut().enumerate().for_each(|(i, entry)| *entry = Entry::invalid(i));
         }
         self.used = false;
     }

@@ -19,7 +19,7 @@ use std::sync::Arc;
 use trimaran_cpu::Vcpu;
 use trimaran_cpu::ram::Ram;
 use trimaran_cpu::state::{gpr, seg};
-use trimaran_cpu::tlb::ENTRIES;
+use trimaran_cpu::tlb::{ENTRIES, Entry, slot};
 use trimaran_cpu::translate::{offset, pending};
 
 /// Where things are in the harness.
@@ -193,7 +193,7 @@ fn put(to: &mut Vec<u8>, bytes: &[u8]) {
 /// Everything that may be accessed, as the harness has it.
 fn full_tlb(v: &mut Vcpu, ram: &Ram) -> Vec<u8> {
     let here = ram.page_pointer(0).expect("RAM") as u64;
-    let mut bytes = Vec::new();
+    let mut bytes = vec![0; ENTRIES * size_of::<Entry>()];
     for page in (0..RAM).step_by(4096) {
         v.refill(page, 8, false);
         v.refill(page, 8, true);
@@ -201,7 +201,9 @@ fn full_tlb(v: &mut Vcpu, ram: &Ram) -> Vec<u8> {
     for n in 0..ENTRIES as u64 {
         let e = v.tlb.entry(v.class, n << 12);
         let addend = e.addend.wrapping_sub(here).wrapping_add(at::RAM as u64);
-        bytes.extend([e.read, e.write, e.execute, addend].into_iter().flat_map(u64::to_le_bytes));
+        let entry = [e.read, e.write, e.execute, addend].map(u64::to_le_bytes);
+        let at = slot(n << 12) * size_of::<Entry>();
+        bytes[at..at + size_of::<Entry>()].copy_from_slice(entry.as_flattened());
     }
     bytes
 }
