@@ -1,6 +1,7 @@
 //! The guest processor: state, decoding, semantics, MMU, interpreter. Uses nothing else of Trimaran; the machine
 //! around it is behind [`bus::Bus`].
 
+pub mod bare;
 pub mod blocks;
 pub mod bus;
 #[cfg(any(test, feature = "checking"))]

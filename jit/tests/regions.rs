@@ -9,7 +9,7 @@ use iced_x86::{Decoder, DecoderOptions, Formatter, IcedError, IntelFormatter};
 use std::fmt::Write;
 use std::path::PathBuf;
 use std::sync::Arc;
-use trimaran_cpu::bus::{Bus, GeneralProtection, Page};
+use trimaran_cpu::bare::Bare;
 use trimaran_cpu::model::Model;
 use trimaran_cpu::ram::Ram;
 use trimaran_cpu::shared::CodeFence;
@@ -24,49 +24,13 @@ use trimaran_jit::slots::Slot;
 const CODE: u64 = 0x1000;
 const RAM: u64 = 0x10000;
 
-struct Flat;
-
-impl Bus for Flat {
-    fn page(&self, address: u64, _: bool) -> Page {
-        if address < RAM { Page::Ram { offset: address & !0xFFF, writable: true } } else { Page::Mmio }
-    }
-    fn mmio_read(&self, _: usize, _: u64, _: u8) -> u64 {
-        0
-    }
-    fn mmio_write(&self, _: usize, _: u64, _: u8, _: u64) {}
-    fn port_read(&self, _: usize, _: u16, _: u8) -> u32 {
-        0
-    }
-    fn port_write(&self, _: usize, _: u16, _: u8, _: u32) {}
-    fn acknowledge_interrupt(&self, _: usize) -> Option<u8> {
-        None
-    }
-    fn clock(&self, _: usize) -> u64 {
-        0
-    }
-    fn read_apic_msr(&self, _: usize, _: u32) -> Option<Result<u64, GeneralProtection>> {
-        None
-    }
-    fn write_apic_msr(&self, _: usize, _: u32, _: u64) -> Option<Result<(), GeneralProtection>> {
-        None
-    }
-    fn task_priority(&self, _: usize) -> u8 {
-        0
-    }
-    fn set_task_priority(&self, _: usize, _: u8) {}
-    fn random(&self) -> u64 {
-        4
-    }
-    fn x87_error(&self, _: usize) {}
-}
-
 /// A processor in 64-bit mode without paging.
 fn vcpu() -> Vcpu {
     let mut v = Vcpu::new(VcpuConfig {
         id: 0,
         model: Arc::new(Model::default()),
         ram: Arc::new(Ram::anonymous(RAM)),
-        bus: Arc::new(Flat),
+        bus: Arc::new(Bare::new(RAM)),
         fence: CodeFence::new(1),
     });
     let s = &mut v.state;

@@ -10,7 +10,7 @@ use rand::rngs::SmallRng;
 use rand::{Rng, SeedableRng};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
-use trimaran_cpu::bus::{Bus, GeneralProtection, Page};
+use trimaran_cpu::bare::Bare;
 use trimaran_cpu::engine::{Engine, EngineFactory, Interpreter, Stop};
 use trimaran_cpu::model::Model;
 use trimaran_cpu::ram::Ram;
@@ -25,46 +25,6 @@ pub(super) const DATA: u64 = 0x14000;
 const HOLE: u64 = 0x18000;
 const DEVICE: u64 = 0x1A000;
 const STACK: u64 = 0x1E000;
-
-struct SmallBus;
-
-impl Bus for SmallBus {
-    fn page(&self, address: u64, _: bool) -> Page {
-        if address < RAM && address & !0xFFF != DEVICE {
-            Page::Ram { offset: address & !0xFFF, writable: true }
-        } else {
-            Page::Mmio
-        }
-    }
-    fn mmio_read(&self, _: usize, address: u64, size: u8) -> u64 {
-        address & (!0 >> (64 - u32::from(size) * 8))
-    }
-    fn mmio_write(&self, _: usize, _: u64, _: u8, _: u64) {}
-    fn port_read(&self, _: usize, _: u16, _: u8) -> u32 {
-        0
-    }
-    fn port_write(&self, _: usize, _: u16, _: u8, _: u32) {}
-    fn acknowledge_interrupt(&self, _: usize) -> Option<u8> {
-        None
-    }
-    fn clock(&self, _: usize) -> u64 {
-        0
-    }
-    fn read_apic_msr(&self, _: usize, _: u32) -> Option<Result<u64, GeneralProtection>> {
-        None
-    }
-    fn write_apic_msr(&self, _: usize, _: u32, _: u64) -> Option<Result<(), GeneralProtection>> {
-        None
-    }
-    fn task_priority(&self, _: usize) -> u8 {
-        0
-    }
-    fn set_task_priority(&self, _: usize, _: u8) {}
-    fn random(&self) -> u64 {
-        4
-    }
-    fn x87_error(&self, _: usize) {}
-}
 
 struct Machine {
     engine: Box<dyn Engine>,
@@ -89,7 +49,13 @@ impl Machine {
 
 pub(super) fn config(ram: &Arc<Ram>) -> VcpuConfig {
     let (model, fence) = (Arc::new(Model::default()), CodeFence::new(1));
-    VcpuConfig { id: 0, model, ram: ram.clone(), bus: Arc::new(SmallBus), fence }
+    VcpuConfig {
+        id: 0,
+        model,
+        ram: ram.clone(),
+        bus: Arc::new(Bare { absent: Some(DEVICE), ..Bare::new(RAM) }),
+        fence,
+    }
 }
 
 pub(super) fn set_up(engine: &mut dyn Engine, ram: &Ram, long: bool, code: &[u8], seed: u64) {

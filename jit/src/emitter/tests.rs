@@ -11,7 +11,7 @@ use iced_x86::{Decoder, DecoderOptions, FlowControl, Instruction};
 use rand::rngs::SmallRng;
 use rand::{Rng, SeedableRng};
 use std::sync::Arc;
-use trimaran_cpu::bus::{Bus, GeneralProtection, Page};
+use trimaran_cpu::bare::Bare;
 use trimaran_cpu::insn::{Insn, W};
 use trimaran_cpu::model::Model;
 use trimaran_cpu::ram::Ram;
@@ -30,42 +30,6 @@ const CONST: u64 = 0x19000;
 
 const LANDED: u64 = 77;
 
-struct OnlyRam;
-
-impl Bus for OnlyRam {
-    fn page(&self, address: u64, _: bool) -> Page {
-        if address < RAM { Page::Ram { offset: address & !0xFFF, writable: true } } else { Page::Mmio }
-    }
-    fn mmio_read(&self, _: usize, address: u64, size: u8) -> u64 {
-        address & (!0 >> (64 - u32::from(size) * 8))
-    }
-    fn mmio_write(&self, _: usize, _: u64, _: u8, _: u64) {}
-    fn port_read(&self, _: usize, _: u16, _: u8) -> u32 {
-        0
-    }
-    fn port_write(&self, _: usize, _: u16, _: u8, _: u32) {}
-    fn acknowledge_interrupt(&self, _: usize) -> Option<u8> {
-        None
-    }
-    fn clock(&self, _: usize) -> u64 {
-        0
-    }
-    fn read_apic_msr(&self, _: usize, _: u32) -> Option<Result<u64, GeneralProtection>> {
-        None
-    }
-    fn write_apic_msr(&self, _: usize, _: u32, _: u64) -> Option<Result<(), GeneralProtection>> {
-        None
-    }
-    fn task_priority(&self, _: usize) -> u8 {
-        0
-    }
-    fn set_task_priority(&self, _: usize, _: u8) {}
-    fn random(&self) -> u64 {
-        4
-    }
-    fn x87_error(&self, _: usize) {}
-}
-
 pub(super) struct Machine {
     pub vcpu: Vcpu,
     pub ram: Arc<Ram>,
@@ -79,8 +43,13 @@ impl Machine {
 
     fn on(ram: Arc<Ram>, long: bool) -> Self {
         let model = Arc::new(Model::parse("max").unwrap());
-        let config =
-            VcpuConfig { id: 0, model, ram: ram.clone(), bus: Arc::new(OnlyRam), fence: CodeFence::new(1) };
+        let config = VcpuConfig {
+            id: 0,
+            model,
+            ram: ram.clone(),
+            bus: Arc::new(Bare::new(RAM)),
+            fence: CodeFence::new(1),
+        };
         let mut vcpu = Vcpu::new(config);
         for (table, next) in [(0x1000u64, 0x2003u64), (0x2000, 0x3003), (0x3000, 0x4003)] {
             ram.write(table, &next.to_le_bytes());

@@ -1,8 +1,8 @@
 //! Instructions through a small machine: stack, tags, exceptions, environments.
 #![allow(clippy::redundant_closure_for_method_calls)]
 
+use crate::bare::Bare;
 use crate::blocks::BlockKey;
-use crate::bus::{Bus, GeneralProtection, Page};
 use crate::decode;
 use crate::fault::vector;
 use crate::fpu::unit::status::*;
@@ -15,61 +15,20 @@ use crate::{Vcpu, VcpuConfig};
 use iced_x86::code_asm::*;
 use iced_x86::{Decoder, DecoderOptions};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, Ordering::SeqCst};
-
-/// Flat RAM, and a counter of FERR#.
-#[derive(Default)]
-struct Flat {
-    errors: AtomicU32,
-}
-impl Bus for Flat {
-    fn page(&self, address: u64, _: bool) -> Page {
-        Page::Ram { offset: address & !0xFFF, writable: true }
-    }
-    fn mmio_read(&self, _: usize, _: u64, _: u8) -> u64 {
-        !0
-    }
-    fn mmio_write(&self, _: usize, _: u64, _: u8, _: u64) {}
-    fn port_read(&self, _: usize, _: u16, _: u8) -> u32 {
-        !0
-    }
-    fn port_write(&self, _: usize, _: u16, _: u8, _: u32) {}
-    fn acknowledge_interrupt(&self, _: usize) -> Option<u8> {
-        None
-    }
-    fn clock(&self, _: usize) -> u64 {
-        0
-    }
-    fn read_apic_msr(&self, _: usize, _: u32) -> Option<Result<u64, GeneralProtection>> {
-        None
-    }
-    fn write_apic_msr(&self, _: usize, _: u32, _: u64) -> Option<Result<(), GeneralProtection>> {
-        None
-    }
-    fn task_priority(&self, _: usize) -> u8 {
-        0
-    }
-    fn set_task_priority(&self, _: usize, _: u8) {}
-    fn random(&self) -> u64 {
-        0
-    }
-    fn x87_error(&self, _: usize) {
-        self.errors.fetch_add(1, SeqCst);
-    }
-}
+use std::sync::atomic::Ordering::SeqCst;
 
 const DATA: u64 = 0x2000;
 
 struct Machine {
     v: Vcpu,
-    bus: Arc<Flat>,
+    bus: Arc<Bare>,
     bits: u32,
 }
 
 impl Machine {
     /// After FNINIT, with NE: real-address mode (16) or flat protected mode (32).
     fn new(bits: u32) -> Machine {
-        let bus = Arc::new(Flat::default());
+        let bus = Arc::new(Bare::new(1 << 16));
         let mut v = Vcpu::new(VcpuConfig {
             id: 0,
             model: Arc::new(Model::default()),
@@ -235,10 +194,10 @@ fn exceptions_wait() {
     // Not NE: the interrupt is raised, the instruction runs.
     m.v.state.cr0 &= !cr0::NE;
     m.ok(|a| a.fchs());
-    assert_eq!((m.bus.errors.load(SeqCst), m.st(0)), (1, ONE.with_sign(true)));
+    assert_eq!((m.bus.x87_errors.load(SeqCst), m.st(0)), (1, ONE.with_sign(true)));
     m.ok(|a| a.fnclex());
     m.ok(|a| a.wait());
-    assert_eq!(m.bus.errors.load(SeqCst), 1);
+    assert_eq!(m.bus.x87_errors.load(SeqCst), 1);
 }
 
 #[test]

@@ -5,8 +5,8 @@ mod silicon;
 mod software;
 
 use super::checks::mxcsr;
+use crate::bare::Bare;
 use crate::blocks::BlockKey;
-use crate::bus::{Bus, GeneralProtection, Page};
 use crate::decode;
 use crate::model::Model;
 use crate::ram::Ram;
@@ -18,42 +18,6 @@ use rand::Rng;
 use rand::rngs::SmallRng;
 use std::sync::Arc;
 
-/// Flat RAM and nothing else.
-struct Flat;
-impl Bus for Flat {
-    fn page(&self, address: u64, _: bool) -> Page {
-        Page::Ram { offset: address & !0xFFF, writable: true }
-    }
-    fn mmio_read(&self, _: usize, _: u64, _: u8) -> u64 {
-        !0
-    }
-    fn mmio_write(&self, _: usize, _: u64, _: u8, _: u64) {}
-    fn port_read(&self, _: usize, _: u16, _: u8) -> u32 {
-        !0
-    }
-    fn port_write(&self, _: usize, _: u16, _: u8, _: u32) {}
-    fn acknowledge_interrupt(&self, _: usize) -> Option<u8> {
-        None
-    }
-    fn clock(&self, _: usize) -> u64 {
-        0
-    }
-    fn read_apic_msr(&self, _: usize, _: u32) -> Option<Result<u64, GeneralProtection>> {
-        None
-    }
-    fn write_apic_msr(&self, _: usize, _: u32, _: u64) -> Option<Result<(), GeneralProtection>> {
-        None
-    }
-    fn task_priority(&self, _: usize) -> u8 {
-        0
-    }
-    fn set_task_priority(&self, _: usize, _: u8) {}
-    fn random(&self) -> u64 {
-        0
-    }
-    fn x87_error(&self, _: usize) {}
-}
-
 pub const BUFFER: u64 = 0x2000;
 
 /// A vCPU in 64-bit mode without paging.
@@ -62,7 +26,7 @@ pub fn vcpu() -> Vcpu {
         id: 0,
         model: Arc::new(Model::parse("max").unwrap()),
         ram: Arc::new(Ram::anonymous(1 << 16)),
-        bus: Arc::new(Flat),
+        bus: Arc::new(Bare::new(1 << 16)),
         fence: CodeFence::new(1),
     });
     let s = &mut v.state;
