@@ -30,6 +30,13 @@ pub fn bytes(package: &str, path: &str) -> Result<Vec<u8>, String> {
 #[derive(Clone, Default)]
 struct Collector(Arc<Mutex<Vec<u8>>>);
 
+impl Collector {
+    fn text(&self) -> String {
+        let bytes = self.0.lock().map(|b| b.clone()).unwrap_or_default();
+        String::from_utf8_lossy(&bytes).into_owned()
+    }
+}
+
 impl Write for Collector {
     fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
         if let Ok(mut all) = self.0.lock() {
@@ -68,21 +75,13 @@ impl Guest {
 
     /// Everything that came over COM1.
     pub fn serial(&self) -> String {
-        let bytes = self.serial.0.lock().map(|b| b.clone()).unwrap_or_default();
-        String::from_utf8_lossy(&bytes).into_owned()
+        self.serial.text()
     }
 
-    /// The same of a machine that stands: what the consoles' thread still has is waited for.
-    pub fn serial_at_end(&self) -> String {
-        let mut before = self.serial();
-        loop {
-            std::thread::sleep(Duration::from_millis(20));
-            let now = self.serial();
-            if now == before {
-                return now;
-            }
-            before = now;
-        }
+    /// Ends the machine, and has everything that it sent: its consoles' thread may be far behind on a busy host.
+    pub fn into_serial(self) -> String {
+        drop(self.machine);
+        self.serial.text()
     }
 
     /// Waits for a text on COM1, after what earlier calls found.
