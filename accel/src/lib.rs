@@ -6,11 +6,13 @@
 //!
 //! A host that offers a KVM may offer little: [`Report`] is what was found by running code in tiny virtual machines.
 
+mod irqchip;
 mod report;
 mod speed;
 mod tiny;
 mod unavailable;
 
+pub use irqchip::Irqchip;
 pub use report::{Kind, Missing, Report, Trial};
 pub use speed::{DATA_BYTES, Program, mips};
 pub use unavailable::Unavailable;

@@ -37,10 +37,12 @@ pub enum Trial {
     /// Stops before the instruction at an address, at CPL 0 and at CPL 3.
     Breakpoint0,
     Breakpoint3,
+    /// A local APIC in the kernel, with 8259As and I/O APIC outside.
+    SplitIrqchip,
 }
 
 impl Trial {
-    pub const ALL: [Trial; 17] = [
+    pub const ALL: [Trial; 18] = [
         Trial::RealMode,
         Trial::ProtectedMode,
         Trial::Paging32,
@@ -58,6 +60,7 @@ impl Trial {
         Trial::SingleStep3,
         Trial::Breakpoint0,
         Trial::Breakpoint3,
+        Trial::SplitIrqchip,
     ];
 
     /// Whether guests need it. The rest saves work, or serves people who look at a guest.
@@ -69,6 +72,7 @@ impl Trial {
                 | Trial::SingleStep3
                 | Trial::Breakpoint0
                 | Trial::Breakpoint3
+                | Trial::SplitIrqchip
         )
     }
 }
@@ -93,6 +97,7 @@ impl fmt::Display for Trial {
             Trial::SingleStep3 => "single steps at CPL 3",
             Trial::Breakpoint0 => "breakpoints at CPL 0",
             Trial::Breakpoint3 => "breakpoints at CPL 3",
+            Trial::SplitIrqchip => "a local APIC in the kernel",
         })
     }
 }

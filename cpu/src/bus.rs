@@ -1,5 +1,7 @@
 //! What the processor needs from the rest of the machine.
 
+use std::sync::Arc;
+
 /// What answers at a physical page.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Page {
@@ -24,6 +26,22 @@ pub struct MemoryRange {
 /// A machine-specific register access that the machine refuses: #GP(0).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct GeneralProtection;
+
+/// The registers of a local APIC that an engine plays itself.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ApicRegisters {
+    /// By their offset divided by 16 (SDM Vol. 3, "Local APIC Register Address Map"); the ID is in bits 31-24 in each mode.
+    pub page: [u32; 64],
+    /// IA32_TSC_DEADLINE.
+    pub tsc_deadline: u64,
+}
+
+/// Where interrupt messages go while an engine plays a local APIC.
+pub trait ApicSink: Send + Sync {
+    /// A message signalled interrupt, fixed or lowest priority (SDM Vol. 3, "Message Signalled Interrupts"): the address's
+    /// low half, and the data. Called with locks of the machine held: must not call the bus.
+    fn message(&self, address: u32, data: u32);
+}
 
 /// The machine around the processors. `cpu` is the index of the calling vCPU. Called on slow paths only; the
 /// callee may raise attention bits of any vCPU (see [`crate::shared`]) but never calls back into a vCPU.
@@ -63,6 +81,18 @@ pub trait Bus: Send + Sync {
     }
     /// IA32_TSC_DEADLINE compares with IA32_TSC: the machine must know the vCPU's offset.
     fn tsc_offset_changed(&self, _cpu: usize, _offset: u64) {}
+    /// Lends the local APIC of a machine with one processor; messages go to `sink` from then on. The processor's interrupt
+    /// request is that of the 8259As then. None: the machine keeps it, at least for now.
+    fn lend_apic(&self, _sink: &Arc<dyn ApicSink>) -> Option<ApicRegisters> {
+        None
+    }
+    /// The local APIC comes back. `registers` is called once no more messages come; if it has none yet, the APIC is lent
+    /// still, and the result is false.
+    fn give_back_apic(&self, _registers: &mut dyn FnMut() -> Option<ApicRegisters>) -> bool {
+        true
+    }
+    /// A local APIC that an engine plays has finished a level-triggered interrupt.
+    fn end_of_interrupt(&self, _vector: u8) {}
     /// IGNNE#, SMIACT# and the like are not modelled; SMM entry and exit change what addresses mean.
     fn smm_changed(&self, _cpu: usize, _smm: bool) {}
 }

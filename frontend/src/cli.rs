@@ -39,6 +39,9 @@ pub struct Options {
     /// What runs the guest's instructions
     #[arg(long, value_enum, default_value = "auto", help_heading = "Machine")]
     pub engine: EngineName,
+    /// Who plays the processor's local APIC under KVM
+    #[arg(long, value_enum, value_name = "WHO", default_value = "auto", help_heading = "Machine")]
+    pub kvm_irqchip: IrqchipName,
     /// Which of the translator's back ends are used
     #[arg(long, value_enum, value_name = "TIER", help_heading = "Translator")]
     pub tier: Option<TierName>,
@@ -181,6 +184,16 @@ pub enum EngineName {
     Interp,
     /// The host's processor runs the guest (Linux, x86-64; `trimaran engines` tells more)
     Kvm,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum IrqchipName {
+    /// The kernel, with one processor and a KVM made of hardware
+    Auto,
+    /// The kernel
+    Split,
+    /// Trimaran's own chip
+    User,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]

@@ -1,10 +1,10 @@
 //! The engines that there are, which one the options mean, and `trimaran engines`.
 
 use crate::Failure;
-use crate::cli::{EngineName, FloatingPoint, Options, TierName};
+use crate::cli::{EngineName, FloatingPoint, IrqchipName, Options, TierName};
 use std::fmt::Write;
 use std::sync::Arc;
-use trimaran_accel::{Kind, Kvm, Report, Unavailable, mips};
+use trimaran_accel::{Irqchip, Kind, Kvm, Report, Unavailable, mips};
 use trimaran_cpu::engine::{EngineFactory, Interpreter};
 use trimaran_cpu::model::Model;
 use trimaran_jit::{Jit, Tier};
@@ -27,7 +27,7 @@ pub fn choose(options: &Options) -> Result<Choice, Failure> {
             Err(anyhow::anyhow!("--engine kvm: x87 is the host's there; --fp soft is for jit and interp")
                 .into())
         }
-        EngineName::Kvm => match Kvm::open() {
+        EngineName::Kvm => match Kvm::open().and_then(|kvm| kvm.with_irqchip(irqchip(options))) {
             Ok(kvm) => Ok(under(kvm, options)),
             Err(reason) => Err(anyhow::anyhow!("--engine kvm: {reason}").into()),
         },
@@ -35,13 +35,23 @@ pub fn choose(options: &Options) -> Result<Choice, Failure> {
         EngineName::Auto if options.deterministic || options.tier.is_some() || soft => {
             software(Arc::new(jit(options)))
         }
-        EngineName::Auto => match take(Kvm::open()) {
+        EngineName::Auto => match take(Kvm::open().and_then(|kvm| kvm.with_irqchip(irqchip(options)))) {
             Ok(kvm) => Ok(under(kvm, options)),
             Err(reason) => {
                 eprintln!("trimaran: the translator runs the guest: {reason}");
                 software(Arc::new(jit(options)))
             }
         },
+    }
+}
+
+/// Who plays the local APIC under KVM. The kernel's does not tell that all processors have halted for good.
+fn irqchip(options: &Options) -> Irqchip {
+    match options.kvm_irqchip {
+        IrqchipName::Auto if options.exit_on_halt => Irqchip::User,
+        IrqchipName::Auto => Irqchip::Auto,
+        IrqchipName::Split => Irqchip::Split,
+        IrqchipName::User => Irqchip::User,
     }
 }
 

@@ -1,6 +1,6 @@
 //! `trimaran lockstep`: two engines run the same guest and are compared.
 
-use crate::cli::{Display, EngineName, LockstepOptions, Options};
+use crate::cli::{Display, EngineName, IrqchipName, LockstepOptions, Options};
 use crate::disassembly::{Disassembler, bitness};
 use crate::engines::{self, Choice};
 use crate::run::configure;
@@ -58,7 +58,8 @@ pub fn run(options: &LockstepOptions) -> Result<i32, Failure> {
 }
 
 fn choose(options: &LockstepOptions, name: EngineName) -> Result<Choice, Failure> {
-    engines::choose(&Options { engine: name, ..options.machine.clone() })
+    // What the guest does with a local APIC in the kernel could not be compared.
+    engines::choose(&Options { engine: name, kvm_irqchip: IrqchipName::User, ..options.machine.clone() })
 }
 
 /// One of the two machines. The guest must not see which engine it runs on.
@@ -108,6 +109,7 @@ fn at_accesses(options: &LockstepOptions, choices: [Choice; 2]) -> Result<i32, F
 fn check(options: &Options) -> Result<(), Failure> {
     let useless = [
         ("--engine", options.engine != EngineName::Auto),
+        ("--kvm-irqchip", options.kvm_irqchip != IrqchipName::Auto),
         ("--display", options.display.is_some_and(|display| display != Display::None)),
         ("--serial", !options.serial.is_empty()),
         ("--debugcon", options.debugcon.is_some()),

@@ -20,6 +20,7 @@ use crate::wiring::Wires;
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicBool, Ordering::*};
 use std::sync::{Arc, Mutex};
+use trimaran_cpu::bus::ApicSink;
 use trimaran_cpu::ram::Ram;
 use trimaran_cpu::shared::{CodeFence, attention};
 use trimaran_devices::chip::{ApicMessage, Chip, Cx, Delivery, Effect, Shorthand};
@@ -61,6 +62,8 @@ pub struct Board {
     /// HPET timers 0 and 1 stand in for the 8254 and the RTC.
     pub legacy_route: AtomicBool,
     pub(crate) tsc_khz: u32,
+    /// Where messages for a local APIC go that is lent. Locked before the chip.
+    pub(crate) apic_sink: Mutex<Option<Arc<dyn ApicSink>>>,
     queue: Mutex<VecDeque<Posted>>,
     pub(crate) wires: Mutex<Wires>,
     firmware: Vec<u8>,
@@ -95,6 +98,7 @@ impl Board {
             smm: (0..config.cpus).map(|_| AtomicBool::new(false)).collect(),
             legacy_route: AtomicBool::new(false),
             tsc_khz: config.tsc_khz,
+            apic_sink: Mutex::default(),
             queue: Mutex::default(),
             wires: Mutex::default(),
             firmware: config.firmware,

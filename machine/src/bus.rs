@@ -4,8 +4,9 @@ use crate::board::Board;
 use crate::chips::{ChipId, locked};
 use crate::control::Request;
 use crate::memory_map::Target;
+use std::sync::Arc;
 use std::sync::atomic::Ordering::*;
-use trimaran_cpu::bus::{Bus, GeneralProtection, MemoryRange, Page};
+use trimaran_cpu::bus::{ApicRegisters, ApicSink, Bus, GeneralProtection, MemoryRange, Page};
 use trimaran_devices::chip::{PCI_CONFIG, open_bus};
 use trimaran_devices::lapic::{
     self, IA32_APIC_BASE, IA32_TSC_DEADLINE, Lapic, X2APIC_FIRST, X2APIC_LAST, tsc_ticks,
@@ -232,6 +233,18 @@ impl Bus for Board {
         if let Some(slot) = self.chips.lapics.get(cpu) {
             self.call(slot, |lapic, cx| lapic.set_tsc_offset(cx, offset));
         }
+    }
+
+    fn lend_apic(&self, sink: &Arc<dyn ApicSink>) -> Option<ApicRegisters> {
+        self.lend_local_apic(sink)
+    }
+
+    fn give_back_apic(&self, registers: &mut dyn FnMut() -> Option<ApicRegisters>) -> bool {
+        self.take_local_apic_back(registers)
+    }
+
+    fn end_of_interrupt(&self, vector: u8) {
+        self.call(&self.chips.ioapic, |ioapic, cx| ioapic.end_of_interrupt(cx, vector));
     }
 
     fn smm_changed(&self, cpu: usize, smm: bool) {

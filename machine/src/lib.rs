@@ -14,6 +14,7 @@ mod control;
 mod direct;
 pub mod firmware;
 pub mod layout;
+mod lent_apic;
 pub mod lockstep;
 mod machine;
 pub mod media;

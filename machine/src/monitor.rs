@@ -57,7 +57,8 @@ impl Machine {
     fn chip_info(&self, name: &str) -> Option<String> {
         let slot = self.core.board.chips.all().find(|slot| slot.id().to_string() == name)?;
         let mut text = String::new();
-        slot.with(&mut |chip| text = chip.info());
+        // An engine may have the registers of a local APIC while it runs.
+        self.core.quiesce(|_| slot.with(&mut |chip| text = chip.info()));
         Some(text)
     }
 

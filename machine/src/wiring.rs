@@ -187,6 +187,9 @@ impl Board {
 
     /// The APIC bus: every local APIC that a message names accepts it.
     fn apic_message(&self, from: ChipId, message: &ApicMessage) {
+        if self.apic_is_lent(message) {
+            return;
+        }
         let sender = if let ChipId::Lapic(n) = from { Some(n) } else { None };
         let addressed = |n: usize| match message.shorthand {
             Shorthand::None => self.chips.lapics[n].lock().matches(message.destination, message.logical),

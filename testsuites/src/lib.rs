@@ -1,5 +1,6 @@
 //! Conformance runners, oracles and differential testers for the processor.
 
+pub mod apic_guest;
 pub mod conform;
 pub mod cpio;
 pub mod differential;

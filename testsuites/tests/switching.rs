@@ -8,7 +8,7 @@ use rand::{Rng, SeedableRng};
 use std::path::Path;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
-use trimaran_accel::Kvm;
+use trimaran_accel::{Irqchip, Kvm};
 use trimaran_cpu::VcpuConfig;
 use trimaran_cpu::engine::{Around, Engine, EngineFactory, Interpreter, Stop, Takeover};
 use trimaran_cpu::model::Model;
@@ -17,6 +17,7 @@ use trimaran_cpu::state::{CpuState, RFlags, gpr, seg};
 use trimaran_machine::boot::DirectBoot;
 use trimaran_machine::{MachineConfig, MachineError, Outcome, SwitchAt, SwitchReport, Trigger};
 use trimaran_machine::{builtin, firmware};
+use trimaran_testsuites::apic_guest;
 use trimaran_testsuites::cpio::Archive;
 use trimaran_testsuites::engine;
 use trimaran_testsuites::flat;
@@ -35,6 +36,7 @@ const SAMPLES: &[(&str, Check)] = &[
     ("a trap that is due when a slice ends comes first", trap_at_the_end_of_a_slice),
     ("512 MB change their engine", time_of_a_switch),
     ("a machine that starts under KVM goes on without, and back where it can", kvm),
+    ("the same with the local APIC in the kernel", kvm_split),
     ("Linux works while its engine changes every 50 ms", linux),
 ];
 
@@ -518,6 +520,64 @@ fn kvm() -> Result<(), String> {
         }
         println!("skipped in part: {why}");
     }
+    Ok(())
+}
+
+/// The local APIC goes to the kernel and back with each turn of the interpreter, and with each change of engines: no timer,
+/// no level-triggered interrupt is lost, and none comes twice.
+fn kvm_split() -> Result<(), String> {
+    let kvm = Kvm::open().and_then(|kvm| kvm.with_irqchip(Irqchip::Split));
+    let kvm = kvm.map_err(|reason| format!("skipped: {reason}"))?;
+    let model = Arc::new(kvm.reduce(&Model::default()));
+    let kvm: Arc<dyn EngineFactory> = Arc::new(kvm);
+    let two = MachineConfig { cpus: 2, deterministic: false, model: model.clone(), ..apic_guest::config(1)? };
+    match Guest::create(two, &kvm) {
+        Err(why) if why.contains("could be lost") => {}
+        other => return Err(format!("with two processors: {:?}", other.map(|_| ()))),
+    }
+    let others = [engine::named("interp")?, kvm.clone(), engine::named("jit")?, kvm.clone()];
+    let rounds = if long() { 3_000 } else { 300 };
+    for (name, config, engines) in [
+        ("APIC", apic_guest::config(rounds)?, &others[..0]),
+        ("APIC, changed", apic_guest::config(rounds)?, &others),
+        ("all modes, changed", modes_guest::config(300)?, &others),
+    ] {
+        let config = MachineConfig { deterministic: false, model: model.clone(), ..config };
+        counted(name, Guest::create(config, &kvm)?, engines)?;
+    }
+    Ok(())
+}
+
+/// A guest that starts under KVM with the kernel's local APIC runs to its end, and is right; other engines take turns.
+fn counted(name: &str, mut guest: Guest, engines: &[Arc<dyn EngineFactory>]) -> Result<(), String> {
+    guest.machine.start();
+    let (begun, mut switches, mut told) = (Instant::now(), 0, String::new());
+    let mut engines = engines.iter().cycle();
+    while guest.machine.outcome().is_none() {
+        if begun.elapsed() > Duration::from_secs(300) {
+            let apic = guest.machine.info("lapic0").map_err(|e| e.to_string())?;
+            return Err(format!("{name}: does not end on {}: {apic}", guest.machine.engine_name()));
+        }
+        std::thread::sleep(Duration::from_millis(3));
+        let text = guest.machine.stats().translator.concat();
+        if text.contains("in the kernel") && !text.contains(" 0 times in the kernel") {
+            told = text;
+        }
+        match engines.next().map(|next| guest.machine.switch_engine(next)) {
+            Some(Err(why)) if why.to_string().contains(HOST_WAS_BUSY) => println!("skipped in part: {why}"),
+            Some(Err(why)) => return Err(format!("{name}: {why}")),
+            Some(Ok(_)) => switches += 1,
+            None => {}
+        }
+    }
+    let (outcome, failure) = (guest.machine.outcome(), guest.machine.engine_failure());
+    if outcome != Some(Outcome::DebugExit(1)) {
+        return Err(format!("{name}: {outcome:?} ({failure:?})"));
+    }
+    if told.is_empty() {
+        return Err(format!("{name}: the local APIC never was in the kernel"));
+    }
+    println!("{name}: {switches} switches; {}", told.trim());
     Ok(())
 }
 

@@ -93,7 +93,12 @@ impl KvmVcpu {
         let works = self.report.works(if s.cpl == 3 { Trial::SingleStep3 } else { Trial::SingleStep0 });
         let plain = !s.rflags.intersects(RFlags::TF | RFlags::RF) && s.shadow == Shadow::None;
         let quiet = self.vcpu.shared.pending() == 0 && self.stop_points == StopPoints::None;
-        works && plain && quiet && !self.unfit() && self.next().is_some_and(|next| unseen(&next))
+        works
+            && plain
+            && quiet
+            && !self.vm.split
+            && !self.unfit()
+            && self.next().is_some_and(|next| unseen(&next))
     }
 
     /// The instruction at RIP.

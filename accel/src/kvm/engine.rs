@@ -3,6 +3,7 @@
 //! The state is KVM's (`loaded`), ours (`fetched`), or both. Everything rare goes the same way: fetch the state, let
 //! the interpreter take its step, load the state again.
 
+use super::apic::Apic;
 use super::clock::Tsc;
 use super::debugging::StopPoints;
 use super::exits::Exit;
@@ -37,7 +38,7 @@ const MANY: u64 = 1_000_000;
 
 /// See the head of this file.
 pub struct KvmVcpu {
-    vm: Arc<Vm>,
+    pub(super) vm: Arc<Vm>,
     pub(super) hardware: Hardware,
     /// The state, and the interpreter.
     pub(super) vcpu: Vcpu,
@@ -45,13 +46,15 @@ pub struct KvmVcpu {
     /// KVM has the state.
     pub(super) loaded: bool,
     /// `vcpu.state` is the state.
-    fetched: bool,
+    pub(super) fetched: bool,
     /// KVM has run since the interpreter did: what that had decoded, and its flags, are old.
     overtaken: bool,
     /// The last exit left something for the next run to finish.
     pub(super) unfinished: bool,
     /// An interrupt can be injected now.
-    ready: bool,
+    pub(super) ready: bool,
+    /// None: the chip plays the local APIC all the time.
+    pub(super) apic: Option<Apic>,
     tsc: Tsc,
     pub(super) stop_points: StopPoints,
     failure: Option<String>,
@@ -67,6 +70,7 @@ impl KvmVcpu {
     pub fn new(vm: Arc<Vm>, hardware: Hardware, vcpu: Vcpu, report: Arc<Report>) -> Self {
         let tsc = Tsc::new(vcpu.model.tsc_khz, report.works(Trial::TimeStamp));
         KvmVcpu {
+            apic: Apic::new(&vm),
             vm,
             hardware,
             vcpu,
@@ -106,6 +110,12 @@ impl KvmVcpu {
                 self.load()?;
             }
             self.set_time()?;
+            if !self.lend_apic()? {
+                match self.interpret(SOME)? {
+                    Some(stop) => return Ok(stop),
+                    None => continue,
+                }
+            }
             let stop = match self.enter()? {
                 Exit::Served => None,
                 Exit::Reload => {
@@ -244,12 +254,16 @@ impl KvmVcpu {
     }
 
     pub(super) fn fetch(&mut self) -> Result<(), String> {
+        self.give_back_apic()?;
         if self.fetched {
             return Ok(());
         }
         self.finish_access()?;
         let rest = registers::fetch(&self.hardware, &mut self.vcpu.state)?;
         self.fetched = true;
+        if self.vm.split {
+            self.vcpu.state.activity = self.hardware.activity()?;
+        }
         if rest.pdptes {
             self.vcpu.load_pdptes();
         }
@@ -293,8 +307,11 @@ impl KvmVcpu {
             return Ok(Exit::NoWindow);
         }
         self.hardware.request_interrupt_window(requested != 0);
-        let priority = self.vcpu.bus.task_priority(self.vcpu.id);
-        self.hardware.set_task_priority(priority);
+        let priority = match self.apic_is_lent() {
+            true => None,
+            false => Some(self.vcpu.bus.task_priority(self.vcpu.id)),
+        };
+        priority.into_iter().for_each(|class| self.hardware.set_task_priority(class));
         shared.set_away(true);
         // What is raised from here on is a kick.
         if shared.pending() & !requested != 0 {
@@ -307,7 +324,7 @@ impl KvmVcpu {
         self.hardware.set_immediate_exit(false);
         self.ready = self.hardware.ready_for_interrupt();
         let now = self.hardware.task_priority();
-        if now != priority {
+        if priority.is_some_and(|before| now != before) {
             self.vcpu.bus.set_task_priority(self.vcpu.id, now);
         }
         exit
@@ -368,7 +385,7 @@ impl Engine for KvmVcpu {
             return Stop::Failed;
         }
         self.vcpu.shared.set_kick(self.hardware.on_this_thread());
-        let stop = self.run_guest(budget);
+        let stop = self.run_guest(budget).and_then(|stop| self.give_back_apic().map(|()| stop));
         stop.unwrap_or_else(|reason| self.fail(reason))
     }
 
@@ -409,10 +426,14 @@ impl Engine for KvmVcpu {
 
     fn describe_translator(&self) -> String {
         let slots = self.vm.memory_slots();
-        format!(
+        let mut text = format!(
             "KVM                 {} instructions it could not run, {} single steps, {slots} memory slots; counts are the interpreter's\n",
             self.not_emulated, self.steps
-        )
+        );
+        if let Some(apic) = &self.apic {
+            text += &format!("local APIC          {} times in the kernel\n", apic.times);
+        }
+        text
     }
 
     fn stop_at(&mut self, addresses: &[u64]) -> Result<(), String> {

@@ -74,6 +74,10 @@ impl KvmVcpu {
                 self.unfinished = true;
                 Exit::Served
             }
+            VcpuExit::IoapicEoi(vector) => {
+                vcpu.bus.end_of_interrupt(vector);
+                Exit::Served
+            }
             VcpuExit::X86Wrmsr(exit) => {
                 let (index, value) = (exit.index, exit.data);
                 *exit.error = u8::from(!vcpu.write_msr(index, value));

@@ -3,19 +3,22 @@
 #![allow(unsafe_code)]
 
 use kvm_bindings::{
-    KVM_GUESTDBG_ENABLE, KVM_GUESTDBG_SINGLESTEP, KVM_GUESTDBG_USE_HW_BP, KVM_VCPU_TSC_CTRL,
-    KVM_VCPU_TSC_OFFSET, KVMIO, Msrs, kvm_device_attr, kvm_guest_debug, kvm_interrupt, kvm_msr_entry,
-    kvm_run, kvm_sregs2, kvm_xsave,
+    KVM_EXIT_INTR, KVM_GUESTDBG_ENABLE, KVM_GUESTDBG_SINGLESTEP, KVM_GUESTDBG_USE_HW_BP, KVM_MP_STATE_HALTED,
+    KVM_VCPU_TSC_CTRL, KVM_VCPU_TSC_OFFSET, KVMIO, Msrs, kvm_device_attr, kvm_guest_debug, kvm_interrupt,
+    kvm_msr_entry, kvm_run, kvm_signal_mask, kvm_sregs2, kvm_xsave,
 };
 use kvm_ioctls::{VcpuExit, VcpuFd};
+use std::os::fd::{AsRawFd, RawFd};
 use std::sync::atomic::{AtomicI32, AtomicU8, Ordering::*};
 use std::sync::{Arc, Mutex, MutexGuard, Once, PoisonError};
 use trimaran_cpu::shared::Kick;
+use trimaran_cpu::state::Activity;
 use vmm_sys_util::errno::{self, Error};
 use vmm_sys_util::ioctl::{ioctl_with_mut_ref, ioctl_with_ref};
 use vmm_sys_util::signal::{SIGRTMIN, register_signal_handler};
 use vmm_sys_util::{ioctl_ior_nr, ioctl_iow_nr};
 
+ioctl_iow_nr!(KVM_SET_SIGNAL_MASK, KVMIO, 0x8b, kvm_signal_mask);
 ioctl_iow_nr!(KVM_INTERRUPT, KVMIO, 0x86, kvm_interrupt);
 ioctl_ior_nr!(KVM_GET_SREGS2, KVMIO, 0xcc, kvm_sregs2);
 ioctl_iow_nr!(KVM_SET_SREGS2, KVMIO, 0xcd, kvm_sregs2);
@@ -113,6 +116,48 @@ impl Hardware {
         unsafe { (&raw const (*self.page).__bindgen_anon_1.internal.suberror).read_volatile() }
     }
 
+    /// Whether the last run ended with a signal, or for [`Hardware::set_immediate_exit`].
+    pub fn was_interrupted(&self) -> bool {
+        // SAFETY: a number in the shared page.
+        unsafe { (&raw const (*self.page).exit_reason).read_volatile() == KVM_EXIT_INTR }
+    }
+
+    /// Whether [`Hardware::set_immediate_exit`] is on; it is off then.
+    pub fn takes_immediate_exit(&self) -> bool {
+        self.immediate_exit().swap(0, SeqCst) != 0
+    }
+
+    /// A signal waits, as long as the result lives, that ends runs before their first instruction, but after KVM has looked
+    /// at what waits for the vCPU. Immediate exits end before that.
+    pub fn hold_signal(&self) -> errno::Result<HeldSignal> {
+        // SAFETY: the sets are this call's own; the thread's mask is put back by the drop.
+        unsafe {
+            let mut set: libc::sigset_t = std::mem::zeroed();
+            let mut before: libc::sigset_t = std::mem::zeroed();
+            libc::sigemptyset(&raw mut set);
+            libc::sigaddset(&raw mut set, SIGRTMIN());
+            match libc::pthread_sigmask(libc::SIG_BLOCK, &raw const set, &raw mut before) {
+                0 => {}
+                error => return Err(Error::new(error)),
+            }
+            let held = HeldSignal { vcpu: self.fd.as_raw_fd(), set, before };
+            libc::syscall(libc::SYS_tgkill, libc::getpid(), libc::gettid(), SIGRTMIN());
+            // Of the kernel's sets, 8 bytes long: all other signals wait.
+            let inside = SignalMask { len: 8, set: !(1u64 << (SIGRTMIN() - 1)) };
+            done(libc::ioctl(held.vcpu, KVM_SET_SIGNAL_MASK() as _, &raw const inside))?;
+            Ok(held)
+        }
+    }
+
+    /// Whether the vCPU runs or has halted.
+    pub fn activity(&self) -> Result<Activity, String> {
+        match self.fd.get_mp_state().map_err(|e| format!("KVM does not tell whether it runs: {e}"))?.mp_state
+        {
+            KVM_MP_STATE_HALTED => Ok(Activity::Halted),
+            _ => Ok(Activity::Running),
+        }
+    }
+
     /// Queues an external interrupt. Only when [`Hardware::ready_for_interrupt`].
     pub fn interrupt(&self, vector: u8) -> errno::Result<()> {
         let request = kvm_interrupt { irq: u32::from(vector) };
@@ -173,6 +218,32 @@ impl Hardware {
         let attribute = tsc_offset_at(&raw mut offset);
         // SAFETY: the kernel reads 8 bytes at the attribute's address, which is `offset`.
         done(unsafe { ioctl_with_ref(&self.fd, KVM_SET_DEVICE_ATTR(), &attribute) })
+    }
+}
+
+/// A signal mask as [`KVM_SET_SIGNAL_MASK`] reads it.
+#[repr(C, packed)]
+struct SignalMask {
+    len: u32,
+    set: u64,
+}
+
+/// See [`Hardware::hold_signal`].
+pub struct HeldSignal {
+    vcpu: RawFd,
+    set: libc::sigset_t,
+    before: libc::sigset_t,
+}
+
+impl Drop for HeldSignal {
+    fn drop(&mut self) {
+        // SAFETY: no mask of KVM's own, as before; signals that wait are taken away; the thread's mask is as it was.
+        unsafe {
+            libc::ioctl(self.vcpu, KVM_SET_SIGNAL_MASK() as _, std::ptr::null::<SignalMask>());
+            let now = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+            while libc::sigtimedwait(&raw const self.set, std::ptr::null_mut(), &raw const now) > 0 {}
+            libc::pthread_sigmask(libc::SIG_SETMASK, &raw const self.before, std::ptr::null_mut());
+        }
     }
 }
 

@@ -1,5 +1,6 @@
 //! The host's KVM: what opens it, what it offers.
 
+use super::apic;
 use super::hardware::time_stamp;
 use super::vm::msr_filter;
 use crate::Unavailable;
@@ -32,7 +33,7 @@ impl Host {
         let kvm = kvm_ioctls::Kvm::new().map_err(not_opened)?;
         check(kvm.get_api_version(), |cap| kvm.check_extension_raw(cap))?;
         let cpuid = kvm.get_supported_cpuid(KVM_MAX_CPUID_ENTRIES).map_err(refused("to list CPUID"))?;
-        let idle = create_vm(&kvm)?.create_vcpu(0).map_err(refused("a virtual processor"))?;
+        let idle = create_vm(&kvm, false)?.create_vcpu(0).map_err(refused("a virtual processor"))?;
         Ok(Host {
             cpuid: cpuid.as_slice().to_vec(),
             tsc_khz: idle.get_tsc_khz().map_err(refused("to tell the TSC's frequency"))?,
@@ -44,8 +45,9 @@ impl Host {
         })
     }
 
-    pub fn create_vm(&self) -> Result<VmFd, Unavailable> {
-        create_vm(&self.kvm)
+    /// `split`: with local APICs in the kernel.
+    pub fn create_vm(&self, split: bool) -> Result<VmFd, Unavailable> {
+        create_vm(&self.kvm, split)
     }
 
     /// The TSC that guests see where KVM ignores offsets.
@@ -61,7 +63,7 @@ impl Host {
 }
 
 /// A virtual machine without memory. MSRs that KVM does not hold for us end in exits.
-fn create_vm(kvm: &kvm_ioctls::Kvm) -> Result<VmFd, Unavailable> {
+fn create_vm(kvm: &kvm_ioctls::Kvm, split: bool) -> Result<VmFd, Unavailable> {
     let vm = kvm.create_vm().map_err(|e| match e.errno() {
         libc::EBUSY => Unavailable::Busy,
         _ => refused("a virtual machine")(e),
@@ -69,7 +71,10 @@ fn create_vm(kvm: &kvm_ioctls::Kvm) -> Result<VmFd, Unavailable> {
     // Where Intel's processors without "unrestricted guest" keep what real mode needs.
     const TSS_ADDRESS: usize = 0xFFFB_D000;
     vm.set_tss_address(TSS_ADDRESS).map_err(refused("a TSS address"))?;
-    msr_filter(&vm).map_err(refused("an MSR filter"))?;
+    if split {
+        apic::split(&vm).map_err(refused("a local APIC in the kernel"))?;
+    }
+    msr_filter(&vm, split).map_err(refused("an MSR filter"))?;
     Ok(vm)
 }
 

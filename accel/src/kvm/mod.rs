@@ -1,5 +1,6 @@
 //! The engine's factory: one KVM virtual machine for a Trimaran machine, one KVM vCPU for each of its processors.
 
+mod apic;
 mod clock;
 mod debugging;
 mod engine;
@@ -13,7 +14,7 @@ mod registers;
 mod tiny;
 mod vm;
 
-use crate::{Kind, Report, Trial, Unavailable};
+use crate::{Irqchip, Kind, Report, Trial, Unavailable};
 use engine::KvmVcpu;
 use hardware::Hardware;
 use host::{Host, refused};
@@ -28,6 +29,7 @@ use vm::{Vm, locked};
 pub struct Kvm {
     host: Arc<Host>,
     report: Arc<Report>,
+    irqchip: Irqchip,
     /// The machine that engines were last made for.
     current: Mutex<Weak<Vm>>,
 }
@@ -37,7 +39,7 @@ impl Kvm {
     pub fn open() -> Result<Kvm, Unavailable> {
         let host = Arc::new(Host::open()?);
         let report = Arc::new(probe::probe(&host)?);
-        Ok(Kvm { host, report, current: Mutex::default() })
+        Ok(Kvm { host, report, irqchip: Irqchip::User, current: Mutex::default() })
     }
 
     pub fn report(&self) -> &Report {
@@ -48,6 +50,28 @@ impl Kvm {
     pub fn measured(self) -> Result<Kvm, Unavailable> {
         let report = Arc::new(probe::measure(&self.host, &self.report)?);
         Ok(Kvm { report, ..self })
+    }
+
+    /// With local APICs as asked for; [`Irqchip::User`] otherwise.
+    pub fn with_irqchip(self, irqchip: Irqchip) -> Result<Kvm, Unavailable> {
+        let missing = self.report.missing.iter().find(|missing| missing.trial == Trial::SplitIrqchip);
+        match missing.filter(|_| irqchip == Irqchip::Split) {
+            Some(missing) => {
+                let operation = "a local APIC in the kernel";
+                Err(Unavailable::Refused { operation, error: missing.reason.clone() })
+            }
+            None => Ok(Kvm { irqchip, ..self }),
+        }
+    }
+
+    /// Whether the kernel plays the local APIC of a machine with so many processors.
+    fn splits(&self, processors: usize) -> bool {
+        let pays = || self.report.kind() == Kind::Hardware && self.report.works(Trial::SplitIrqchip);
+        match self.irqchip {
+            Irqchip::Auto => processors == 1 && pays(),
+            Irqchip::Split => processors == 1,
+            Irqchip::User => false,
+        }
     }
 
     /// `model` as far as guests can have it under this KVM: for machines that start under it.
@@ -83,7 +107,13 @@ impl Kvm {
             }
         }
         let log = self.report.kind() == Kind::Software && self.report.works(Trial::DirtyLog);
-        let vm = Vm::new(self.host.clone(), config.ram.clone(), config.bus.clone(), log)?;
+        let vm = Vm::new(
+            self.host.clone(),
+            config.ram.clone(),
+            config.bus.clone(),
+            log,
+            self.splits(config.fence.vcpus.len()),
+        )?;
         locked(&vm.made).push(config.id);
         *current = Arc::downgrade(&vm);
         Ok(vm)
@@ -106,6 +136,11 @@ impl EngineFactory for Kvm {
     fn accepts(&self, machine: &Takeover) -> Result<(), String> {
         if machine.deterministic || machine.counts {
             return Err("KVM does not count instructions".into());
+        }
+        if self.irqchip == Irqchip::Split && machine.states.len() > 1 {
+            return Err("the local APICs of several processors cannot be in the kernel: an interrupt that one sends to \
+                        another could be lost"
+                .into());
         }
         let missing = features::missing(machine.model, &self.host);
         if !missing.is_empty() {

@@ -18,6 +18,8 @@ const MAGIC: u64 = 0x51AB;
 /// Where handlers stand.
 const HANDLER: u64 = 0x3000;
 const GENERAL_PROTECTION: u64 = 13;
+/// Of the trial of the local APIC.
+const APIC_VECTOR: u64 = 0x40;
 /// What the trial of the log writes.
 const WRITTEN: u64 = 0x6000;
 /// Bytes of MOV EAX, imm32.
@@ -42,6 +44,9 @@ pub fn measure(host: &Arc<Host>, report: &Report) -> Result<Report, Unavailable>
 
 /// Runs a trial in a machine of its own.
 fn attempt(host: &Arc<Host>, trial: Trial) -> Result<Result<(), String>, Unavailable> {
+    if trial == Trial::SplitIrqchip {
+        return Ok(split(host));
+    }
     let mut tiny = Tiny::new(host)?;
     if trial == Trial::TimeStamp {
         return Ok(time_stamp(&tiny));
@@ -98,6 +103,7 @@ fn prepare(trial: Trial, ram: &Ram) -> Result<(CpuState, Vec<u8>), IcedError> {
     match trial {
         Trial::SoftwareInterrupt => interrupt_gate(ram, 0x40),
         Trial::Virtual8086 => interrupt_gate(ram, GENERAL_PROTECTION),
+        Trial::SplitIrqchip => interrupt_gate(ram, APIC_VECTOR * 2),
         Trial::Syscall => (state.msr.star, state.msr.lstar) = (u64::from(CODE0) << 32 | 0x1B << 48, HANDLER),
         _ => {}
     }
@@ -134,7 +140,23 @@ fn time_stamp(tiny: &Tiny) -> Result<(), String> {
     }
 }
 
-/// A 32-bit interrupt gate to [`HANDLER`].
+/// The kernel's local APIC ends HLT with its timer, takes a level-triggered message, and tells when that is finished.
+fn split(host: &Arc<Host>) -> Result<(), String> {
+    let mut tiny = Tiny::with(host, true).map_err(|e| e.to_string())?;
+    let (mut state, program) = prepare(Trial::SplitIrqchip, &tiny.ram).map_err(|e| e.to_string())?;
+    let first = tiny.run(&program, &mut state)?;
+    const MESSAGE: u32 = 0xC000 | APIC_VECTOR as u32;
+    tiny.vm.signal(0xFEE0_0000, MESSAGE).map_err(|e| e.to_string())?;
+    // The order of the next two is KVM's.
+    let next = [tiny.until_exit()?, tiny.until_exit()?];
+    let expected = [End::Out(DONE), End::Eoi(APIC_VECTOR as u8)];
+    match first == End::Out(DONE) && expected.iter().all(|end| next.contains(end)) {
+        true => Ok(()),
+        false => Err(format!("it ended with {first:?} and {next:?}")),
+    }
+}
+
+/// An interrupt gate to [`HANDLER`]; of 64-bit code's double entries the first half of `vector / 2`.
 fn interrupt_gate(ram: &Ram, vector: u64) {
     let gate = HANDLER | u64::from(CODE0) << 16 | 0x8E00 << 32;
     ram.write(IDT + vector * 8, &gate.to_le_bytes());
@@ -145,6 +167,35 @@ fn code(trial: Trial, ram: &Ram) -> Result<Vec<u8>, IcedError> {
     let magic = MAGIC as u32;
     match trial {
         Trial::TimeStamp => Ok(Vec::new()),
+        Trial::SplitIrqchip => {
+            let write = |a: &mut CodeAssembler, msr: u32, value: u32| {
+                a.mov(ecx, msr)?;
+                a.mov(eax, value)?;
+                a.xor(edx, edx)?;
+                a.wrmsr()
+            };
+            let handler = assemble(64, HANDLER, |a| {
+                write(a, 0x80B, 0)?;
+                a.iretq()
+            })?;
+            ram.write(HANDLER, &handler);
+            assemble(64, CODE, |a| {
+                // Software enable, a one-shot timer, its divider and its count: 0.1 ms.
+                for (msr, value) in
+                    [(0x80F, 0x1FF), (0x832, APIC_VECTOR as u32), (0x83E, 0xB), (0x838, 100_000)]
+                {
+                    write(a, msr, value)?;
+                }
+                let mut again = a.create_label();
+                a.set_label(&mut again)?;
+                a.sti()?;
+                a.hlt()?;
+                a.cli()?;
+                a.mov(eax, magic)?;
+                a.out(i32::from(DONE), al)?;
+                a.jmp(again)
+            })
+        }
         Trial::InterruptWindow => assemble(16, CODE, |a| {
             // As firmware waits: interrupts may come behind the NOP, and no more behind the CLI.
             let mut again = a.create_label();
@@ -281,7 +332,8 @@ mod tests {
     /// What a trial finds is the fault of KVM: its program is right on the interpreter.
     #[test]
     fn programs_do_what_trials_expect() {
-        for trial in Trial::ALL.into_iter().filter(|&trial| trial != Trial::TimeStamp) {
+        let others = [Trial::TimeStamp, Trial::SplitIrqchip];
+        for trial in Trial::ALL.into_iter().filter(|trial| !others.contains(trial)) {
             let ram = Arc::new(Ram::anonymous(BYTES));
             let fence = CodeFence::new(1);
             let bus = Arc::new(OnlyRam(fence.clone()));

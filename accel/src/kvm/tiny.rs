@@ -21,6 +21,10 @@ use trimaran_cpu::{Vcpu, VcpuConfig};
 /// Longest time of a trial.
 const LIMIT: Duration = Duration::from_secs(3);
 
+/// IA32_APIC_BASE in both modes.
+const XAPIC: u64 = 0xFEE0_0900;
+const X2APIC: u64 = 0xFEE0_0D00;
+
 /// See the head of this file.
 pub struct Tiny {
     pub hardware: Hardware,
@@ -31,10 +35,15 @@ pub struct Tiny {
 
 impl Tiny {
     pub fn new(host: &Arc<Host>) -> Result<Tiny, Unavailable> {
+        Tiny::with(host, false)
+    }
+
+    /// `split`: with a local APIC in the kernel.
+    pub fn with(host: &Arc<Host>, split: bool) -> Result<Tiny, Unavailable> {
         let ram = Arc::new(Ram::anonymous(BYTES));
         let fence = CodeFence::new(1);
         let bus: Arc<dyn Bus> = Arc::new(OnlyRam(fence.clone()));
-        let vm = Vm::new(host.clone(), ram.clone(), bus.clone(), true)?;
+        let vm = Vm::new(host.clone(), ram.clone(), bus.clone(), true, split)?;
         let fd = vm.fd.create_vcpu(0).map_err(refused("a virtual processor"))?;
         let model = Arc::new(features::reduce(&Model::default(), host));
         let vcpu = Vcpu::new(VcpuConfig { id: 0, model: model.clone(), ram: ram.clone(), bus, fence });
@@ -57,13 +66,14 @@ impl Tiny {
 
     /// Runs what is there from a state; as [`Tiny::run`].
     pub fn resume(&mut self, state: &mut CpuState) -> Result<End, String> {
-        registers::load(&self.hardware, state, 0xFEE0_0900, 0)?;
+        registers::load(&self.hardware, state, if self.vm.split { X2APIC } else { XAPIC }, 0)?;
         let end = self.until_exit();
         registers::fetch(&self.hardware, state)?;
         end
     }
 
-    fn until_exit(&mut self) -> Result<End, String> {
+    /// Runs on until an exit.
+    pub fn until_exit(&mut self) -> Result<End, String> {
         let kick = self.hardware.on_this_thread();
         let (done, waits) = channel::<()>();
         std::thread::scope(|scope| {
@@ -77,6 +87,7 @@ impl Tiny {
                 Ok((VcpuExit::IoOut(port, _), _)) => Ok(End::Out(port)),
                 Ok((VcpuExit::IrqWindowOpen, _)) => Ok(End::InterruptWindow),
                 Ok((VcpuExit::Debug(_), _)) => Ok(End::Debug),
+                Ok((VcpuExit::IoapicEoi(vector), _)) => Ok(End::Eoi(vector)),
                 Ok((VcpuExit::InternalError, _)) => Err("internal error".to_string()),
                 Ok((exit, _)) => Err(format!("exit {exit:?}").to_lowercase()),
                 Err(e) if e.errno() == libc::EINTR => Err(format!("nothing within {LIMIT:?}")),
@@ -98,4 +109,6 @@ pub enum End {
     InterruptWindow,
     /// At a breakpoint, or after a single step.
     Debug,
+    /// A level-triggered interrupt of this vector is finished.
+    Eoi(u8),
 }

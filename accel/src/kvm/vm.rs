@@ -1,6 +1,7 @@
 //! A virtual machine: its memory slots, its MSR filter, and the offset that makes all its TSCs one clock.
 #![allow(unsafe_code)]
 
+use super::apic::LevelVectors;
 use super::host::{Host, refused};
 use crate::Unavailable;
 use kvm_bindings::{
@@ -14,6 +15,7 @@ use trimaran_cpu::ram::{PAGE, Ram};
 use vmm_sys_util::errno;
 
 const IA32_TSC: u32 = 0x10;
+const IA32_TSC_DEADLINE: u32 = 0x6E0;
 const ONE_MIB: u64 = 1 << 20;
 
 /// The lock's content even if a thread panicked with it.
@@ -29,6 +31,9 @@ pub struct Vm {
     bus: Arc<dyn Bus>,
     /// KVM keeps a log of written pages. It costs the host's large pages, and is kept where the interpreter has many turns.
     pub log_dirty: bool,
+    /// The kernel has the local APIC; see `apic.rs`.
+    pub split: bool,
+    pub level: Mutex<LevelVectors>,
     slots: Mutex<Vec<Option<MemoryRange>>>,
     /// vCPUs that were made; KVM makes each only once.
     pub made: Mutex<Vec<usize>>,
@@ -50,24 +55,26 @@ pub const KEPT: [u32; 10] = [
     0xC000_0080, // IA32_EFER, among the system registers
 ];
 
-pub fn msr_filter(vm: &VmFd) -> errno::Result<()> {
+/// `split`: the local APIC is the kernel's, its deadline too.
+pub fn msr_filter(vm: &VmFd, split: bool) -> errno::Result<()> {
     let reasons = KVM_MSR_EXIT_REASON_FILTER | KVM_MSR_EXIT_REASON_INVAL | KVM_MSR_EXIT_REASON_UNKNOWN;
     let args = [u64::from(reasons), 0, 0, 0];
     vm.enable_cap(&kvm_enable_cap { cap: KVM_CAP_X86_USER_SPACE_MSR, args, ..Default::default() })?;
     let both = MsrFilterRangeFlags::READ | MsrFilterRangeFlags::WRITE;
     let range =
         |flags, base, bitmap: &'static [u8; 1], msr_count| MsrFilterRange { flags, base, msr_count, bitmap };
-    vm.set_msr_filter(
-        MsrFilterDefaultAction::DENY,
-        &[
-            range(both, 0x174, &[0b111], 3),
-            range(both, 0xC000_0080, &[0b1_1111], 5),
-            // FS.base, GS.base and the two above.
-            range(both, 0xC000_0100, &[0b1111], 4),
-            // Writes of the TSC move our offset.
-            range(MsrFilterRangeFlags::READ, IA32_TSC, &[1], 1),
-        ],
-    )
+    let mut ranges = vec![
+        range(both, 0x174, &[0b111], 3),
+        range(both, 0xC000_0080, &[0b1_1111], 5),
+        // FS.base, GS.base and the two above.
+        range(both, 0xC000_0100, &[0b1111], 4),
+        // Writes of the TSC move our offset.
+        range(MsrFilterRangeFlags::READ, IA32_TSC, &[1], 1),
+    ];
+    if split {
+        ranges.push(range(both, IA32_TSC_DEADLINE, &[1], 1));
+    }
+    vm.set_msr_filter(MsrFilterDefaultAction::DENY, &ranges)
 }
 
 impl Vm {
@@ -76,10 +83,11 @@ impl Vm {
         ram: Arc<Ram>,
         bus: Arc<dyn Bus>,
         log_dirty: bool,
+        split: bool,
     ) -> Result<Arc<Vm>, Unavailable> {
-        let fd = host.create_vm()?;
-        let (slots, made, clock) = Default::default();
-        let vm = Vm { host, fd, ram, bus, log_dirty, slots, made, clock };
+        let fd = host.create_vm(split)?;
+        let (slots, made, clock, level) = Default::default();
+        let vm = Vm { host, fd, ram, bus, log_dirty, split, level, slots, made, clock };
         vm.map_memory()?;
         Ok(Arc::new(vm))
     }

@@ -117,7 +117,7 @@ impl Lapic {
 
     /// The vector that would be delivered now.
     fn deliverable(&self) -> Option<u8> {
-        if !self.software_enabled() {
+        if !self.software_enabled() || self.is_lent() {
             return None;
         }
         self.state.irr.highest().filter(|vector| vector >> 4 > self.ppr() >> 4)
@@ -125,7 +125,7 @@ impl Lapic {
 
     /// ExtINT waits: the board asks the 8259A for the vector, before [`Lapic::acknowledge`].
     pub fn extint_pending(&self) -> bool {
-        if !self.enabled() {
+        if !self.enabled() || self.is_lent() {
             return self.state.lint[0];
         }
         let lvt = self.lvt(Lvt::Lint0);
@@ -180,7 +180,7 @@ impl Lapic {
             return;
         }
         let lvt = self.state.lvt[Lvt::Lint0 as usize + pin];
-        if lvt & MASKED != 0 {
+        if lvt & MASKED != 0 || self.is_lent() {
             return;
         }
         match mode(lvt) {

@@ -1,6 +1,7 @@
 //! The local APIC, xAPIC and x2APIC (Intel SDM Vol. 3, "Advanced Programmable Interrupt Controller").
 
 mod delivery;
+mod lent;
 mod msr;
 mod registers;
 #[cfg(test)]
@@ -10,6 +11,7 @@ mod timer;
 use serde::{Deserialize, Serialize};
 
 use crate::chip::{Chip, Cx, Nanos, StateError, decode, encode, open_bus};
+pub use lent::Registers;
 pub use msr::{GeneralProtection, IA32_APIC_BASE, IA32_TSC_DEADLINE, X2APIC_FIRST, X2APIC_LAST};
 pub use timer::tsc_ticks;
 
@@ -154,13 +156,15 @@ pub struct Lapic {
     tsc_khz: u32,
     /// The processor's model has none.
     absent: bool,
+    /// Its registers are elsewhere: those in `state` are old.
+    lent: Option<lent::Lent>,
     state: State,
 }
 
 impl Lapic {
     /// `id` is the initial APIC ID; `bootstrap` sets the BSP flag. The TSC counts nanoseconds.
     pub fn new(id: u32, bootstrap: bool) -> Self {
-        Lapic { id, tsc_khz: 1_000_000, absent: false, state: State::new(id, bootstrap) }
+        Lapic { id, tsc_khz: 1_000_000, absent: false, lent: None, state: State::new(id, bootstrap) }
     }
 
     /// The processor's TSC has `khz` ticks a millisecond (not 0). Call before the timer is used.
@@ -220,6 +224,10 @@ impl Lapic {
 
     /// What INIT does: everything but the APIC ID and IA32_APIC_BASE is as after power-on.
     fn init(&mut self) {
+        if let Some(lent) = &mut self.lent {
+            lent.init = true;
+            return;
+        }
         let old = &self.state;
         self.state = State {
             base: old.base,
@@ -285,7 +293,7 @@ impl Chip for Lapic {
     }
 
     fn next_event(&self) -> Option<Nanos> {
-        self.state.timer_next.filter(|_| self.lvt(Lvt::Timer) & MASKED == 0)
+        self.state.timer_next.filter(|_| self.lvt(Lvt::Timer) & MASKED == 0 && self.lent.is_none())
     }
 
     fn event(&mut self, cx: &mut Cx) {

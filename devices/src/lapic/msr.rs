@@ -32,7 +32,9 @@ impl Lapic {
         match index {
             IA32_APIC_BASE => Ok(self.state.base),
             IA32_TSC_DEADLINE => Ok(self.state.tsc_deadline),
-            X2APIC_FIRST..=X2APIC_LAST if self.x2apic() => self.read_x2apic(cx, (index & 0xFF) as u8),
+            X2APIC_FIRST..=X2APIC_LAST if self.x2apic() && !self.is_lent() => {
+                self.read_x2apic(cx, (index & 0xFF) as u8)
+            }
             _ => Err(GeneralProtection),
         }
     }
@@ -43,7 +45,7 @@ impl Lapic {
         match index {
             IA32_APIC_BASE => self.write_base(cx, value)?,
             IA32_TSC_DEADLINE => self.set_tsc_deadline(cx, value),
-            X2APIC_FIRST..=X2APIC_LAST if self.x2apic() => {
+            X2APIC_FIRST..=X2APIC_LAST if self.x2apic() && !self.is_lent() => {
                 self.write_x2apic(cx, (index & 0xFF) as u8, value)?;
             }
             _ => return Err(GeneralProtection),

@@ -5,7 +5,7 @@ use crate::chip::{Cx, Nanos};
 
 /// Timer modes in the LVT, bits 18-17.
 const ONE_SHOT: u32 = 0;
-const PERIODIC: u32 = 1;
+pub(super) const PERIODIC: u32 = 1;
 const TSC_DEADLINE: u32 = 2;
 
 /// Least time between two periodic interrupts: faster ones would be lost in each other anyway.
@@ -68,7 +68,7 @@ impl Lapic {
         self.update(cx);
     }
 
-    fn arm_deadline(&mut self, now: Nanos) {
+    pub(super) fn arm_deadline(&mut self, now: Nanos) {
         let deadline = self.state.tsc_deadline;
         let ticks = u128::from(deadline.saturating_sub(self.tsc(now)));
         let wait = (ticks * 1_000_000).div_ceil(u128::from(self.tsc_khz)).try_into().unwrap_or(Nanos::MAX);
@@ -112,7 +112,7 @@ impl Lapic {
     }
 
     /// Moves the timer's start so that its count is `count` now.
-    fn continue_count(&mut self, now: Nanos, count: u32) {
+    pub(super) fn continue_count(&mut self, now: Nanos, count: u32) {
         let done = u64::from(self.state.initial_count.saturating_sub(count));
         self.state.timer_start = now.saturating_sub(done * self.divider());
         self.arm(now);
@@ -148,7 +148,7 @@ impl Lapic {
 
     /// Lets the timer come to `cx.now`; interrupts missed on the way are one.
     pub(super) fn sync(&mut self, cx: &mut Cx) {
-        if self.state.timer_next.is_none_or(|next| next > cx.now) {
+        if self.is_lent() || self.state.timer_next.is_none_or(|next| next > cx.now) {
             return;
         }
         self.state.timer_next = None;
