@@ -39,5 +39,5 @@ fn what_does_not_exist_is_wrong_usage() {
         assert_eq!(status, 2, "{wrong:?}: {text}");
     }
     let (status, text) = conform(&["--list"]);
-    assert!(status == 0 && text.contains("sst286") && text.contains("faults"), "{text}");
+    assert!(status == 0 && text.contains("vectors") && text.contains("faults"), "{text}");
 }

@@ -14,6 +14,8 @@ use trimaran_cpu::{Vcpu, VcpuConfig};
 /// See the head of this file. Port writes are logged; reads of any port give all ones.
 pub struct FlatBus {
     ram_bytes: u64,
+    /// Bits of a physical address that are looked at.
+    lines: u64,
     /// (port, size, value) of every OUT.
     pub written: Mutex<Vec<(u16, u8, u32)>>,
     /// Vector that the next INTA gives.
@@ -44,6 +46,7 @@ impl FlatBus {
 
 impl Bus for FlatBus {
     fn page(&self, address: u64, _smm: bool) -> Page {
+        let address = address & self.lines;
         if address < self.ram_bytes && !self.mmio.contains(&address) {
             Page::Ram { offset: address & !0xFFF, writable: true }
         } else {
@@ -99,6 +102,7 @@ impl Bus for FlatBus {
 fn board(
     model: &str,
     ram_bytes: u64,
+    lines: u64,
     mmio: Range<u64>,
     count: usize,
 ) -> (Arc<FlatBus>, Arc<Ram>, Vec<VcpuConfig>) {
@@ -106,6 +110,7 @@ fn board(
     let fence = CodeFence::new(count);
     let bus = Arc::new(FlatBus {
         ram_bytes,
+        lines,
         written: Mutex::default(),
         interrupt: AtomicU32::new(0),
         fence: fence.clone(),
@@ -142,7 +147,16 @@ impl Flat {
 
     /// A processor of a model (as `--cpu` names them).
     pub fn of(model: &str, ram_bytes: u64) -> Self {
-        let (bus, ram, mut configs) = board(model, ram_bytes, 0..0, 1);
+        Self::on_lines(model, ram_bytes, !0)
+    }
+
+    /// A processor with so many address lines: addresses wrap.
+    pub fn with_address_lines(model: &str, ram_bytes: u64, lines: u32) -> Self {
+        Self::on_lines(model, ram_bytes, (1 << lines) - 1)
+    }
+
+    fn on_lines(model: &str, ram_bytes: u64, lines: u64) -> Self {
+        let (bus, ram, mut configs) = board(model, ram_bytes, lines, 0..0, 1);
         let config = configs.remove(0);
         Flat { vcpu: Vcpu::new(config.clone()), bus, ram, config, other: None }
     }
@@ -195,7 +209,7 @@ impl Machine {
         mmio: Range<u64>,
         count: usize,
     ) -> Self {
-        let (bus, ram, configs) = board("max", ram_bytes, mmio, count);
+        let (bus, ram, configs) = board("max", ram_bytes, !0, mmio, count);
         let fence = bus.fence.clone();
         let config = configs[0].clone();
         let mut engines = configs.into_iter().map(|c| factory.create(c));

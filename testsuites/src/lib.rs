@@ -14,6 +14,6 @@ pub mod modes_guest;
 pub mod moo;
 #[cfg(all(target_os = "linux", target_arch = "x86_64"))]
 pub mod silicon;
-pub mod sst286;
 pub mod system;
+pub mod vectors;
 pub mod workbench;

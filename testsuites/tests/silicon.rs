@@ -8,6 +8,9 @@ mod linux {
     /// The native side has fixed addresses and signal handlers: one at a time in a process.
     static NATIVE: Mutex<()> = Mutex::new(());
 
+    /// Cases with which each form is the first instruction of a family or two.
+    const EVERY_FORM: u64 = 100_000;
+
     /// `usual`: cases in the ordinary run; in the long one each engine has its share of what is asked for, one in `dearer`.
     fn agrees_with_the_host(engine: &str, usual: u64, dearer: u64) {
         let only_engine = std::env::var("TRIMARAN_ENGINE").ok();
@@ -32,12 +35,8 @@ mod linux {
                 assert!(text.is_empty(), "{engine}: {} cases differ\n{}", report.failed, text.join("\n"));
                 let translates = engine != "interp" && cases > 1_000;
                 assert!(!translates || report.translated > cases, "{engine}: most was interpreted");
-                // Every form is met in an ordinary run already.
                 let drawn = report.forms.values().all(|&n| n > 0);
-                assert!(
-                    drawn || cases < usual || only.is_some() || engine != "interp",
-                    "a form was never met"
-                );
+                assert!(drawn || cases < EVERY_FORM || only.is_some(), "a form was never met");
             }
         }
     }
@@ -65,24 +64,14 @@ mod linux {
         }
     }
 
-    /// A store that meets the page through which cases begin and end; it once broke all cases after it.
-    #[test]
-    fn a_wild_store_breaks_nothing() {
-        let _alone = NATIVE.lock();
-        match silicon::run("interp", 200_170_500, 200, None) {
-            Err(why) => println!("skipped: {why}"),
-            Ok(report) => assert_eq!(report.failed, 0, "{:#?}", report.failures),
-        }
-    }
-
     #[test]
     fn emitted_code_agrees_with_the_host() {
-        agrees_with_the_host("jit-emit", 60_000, 4);
+        agrees_with_the_host("jit-emit", 200_000, 1);
     }
 
     #[test]
     fn code_by_cranelift_agrees_with_the_host() {
-        agrees_with_the_host("jit-cranelift", 1_500, 200);
+        agrees_with_the_host("jit-cranelift", 20_000, 8);
     }
 }
 

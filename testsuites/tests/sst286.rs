@@ -1,7 +1,7 @@
 //! The whole 80286 suite, where `../shared/suites/sst286` exists (or `TRIMARAN_SST286` names its folder).
 
 use std::path::PathBuf;
-use trimaran_testsuites::{moo, sst286::Suite};
+use trimaran_testsuites::{moo, vectors::Suite};
 
 #[test]
 fn single_step_tests_80286() {

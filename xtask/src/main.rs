@@ -154,7 +154,8 @@ const LONG_STEPS: &[(&str, &str)] = &[
     ("jit", "-p trimaran-testsuites --test fuzz"),
     ("jit", "-p trimaran-testsuites --test fuzz_targets"),
     ("jit", "-p trimaran-testsuites --test faults"),
-    ("jit", "-p trimaran-testsuites --test silicon"),
+    // Its coverage is worth reading.
+    ("jit", "-p trimaran-testsuites --test silicon -- --nocapture"),
 ];
 
 /// Tests that run again on another engine than the usual one.

@@ -33,7 +33,7 @@ struct Options {
     /// How many cases of each suite whose cases are random [default: each suite's own number]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
     cases: Option<u64>,
-    /// Where the vectors of SingleStepTests 80286 are
+    /// A folder of vectors of SingleStepTests: 8088, 8086, 80286 or 80386
     #[arg(long, value_name = "DIR")]
     vectors: Option<PathBuf>,
     /// Write a report: .html (one page), .md or .json; may be given several times

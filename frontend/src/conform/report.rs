@@ -155,7 +155,7 @@ impl Report {
     /// The command that runs one case again.
     fn command(&self, suite: &str, engine: &str, case: &str) -> String {
         let vectors = match &self.setup.vectors {
-            Some(folder) if suite == "sst286" => format!(" --vectors {}", folder.display()),
+            Some(folder) if suite == "vectors" => format!(" --vectors {}", folder.display()),
             _ => String::new(),
         };
         format!("trimaran conform --engine {engine} --case {suite}/{case}{vectors}")

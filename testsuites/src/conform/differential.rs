@@ -18,7 +18,8 @@ fn runner(_: &Setup, engine: &str) -> Result<Runner, String> {
     let engine = engine.to_owned();
     Ok(Box::new(move |unit| {
         let mut report = UnitReport::default();
-        for seed in seeds_of(unit) {
+        let (first, count) = seeds_of(unit);
+        for seed in first..first.saturating_add(count) {
             let found = differential::run(&engine, std::iter::once(seed), None);
             report
                 .note(&seed, if found.failures.is_empty() { Ok(()) } else { Err(found.failures.join("\n")) });

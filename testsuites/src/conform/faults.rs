@@ -26,9 +26,10 @@ fn runner(_: &Setup, engine: &str) -> Result<Runner, String> {
     let mut bench = crate::faults::Bench::new(engine)?;
     Ok(Box::new(move |unit| {
         let mut report = super::UnitReport::default();
-        for seed in super::seeds_of(unit) {
+        let (first, count) = super::seeds_of(unit);
+        for seed in first..first.saturating_add(count) {
             let (instruction, result) = bench.run(seed);
-            report.forms([&instruction]);
+            report.forms([&instruction], 1);
             match result {
                 Ok(0) => *report.skipped.entry("one byte that accesses no memory".into()).or_default() += 1,
                 result => report.note(&seed, result.map(|_| ())),

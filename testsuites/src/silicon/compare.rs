@@ -126,6 +126,9 @@ fn open_results(case: &Case, want: &Outcome) -> Open {
 /// Where two outcomes differ, one line each; empty if they agree. `want` is the host's.
 pub fn differences(case: &Case, want: &Outcome, got: &Outcome) -> Vec<String> {
     let mut out = Vec::new();
+    if want == got {
+        return out;
+    }
     let instructions = case.instructions();
     // A wild address that met the native side's own page.
     if got.raised.is_some_and(|r| r.vector == 14 && r.address & !0xFFF == at::CONTEXT) {

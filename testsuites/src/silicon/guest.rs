@@ -143,7 +143,12 @@ impl Guest {
 
     pub fn run(&mut self, case: &Case) -> Result<Outcome, String> {
         self.flat.ram.write(DATA, &case.memory);
-        self.flat.ram.write(CODE + (self.start - at::CODE), &case.image(self.start));
+        let (place, image) = (CODE + (self.start - at::CODE), case.image(self.start));
+        let mut there = vec![0; image.len()];
+        self.flat.ram.read(place, &mut there);
+        if there != image {
+            self.flat.ram.write(place, &image);
+        }
         self.user();
         let v = &mut self.flat.vcpu;
         v.state.gpr[..16].copy_from_slice(&case.gpr);

@@ -1,24 +1,28 @@
 //! An engine against the host's own processor: random user-mode instructions run on both sides from the same
 //! state; registers, flags, x87, SSE, memory and exceptions must agree.
 //!
-//! A case is a seed. A failing one is shrunk and printed with the command that runs only it. Environment:
+//! A case is a seed; [`generate::FAMILY`] of them share their code. A failing one is shrunk and printed with the command that runs only it. Environment:
 //! `TRIMARAN_CASES` (how many), `TRIMARAN_SEED` (of the first), `TRIMARAN_ONLY` (prefix of iced's name of an
 //! instruction form, lower case: only those), `TRIMARAN_ENGINE` (only that one).
 
 pub mod case;
 mod compare;
+mod forms;
 pub mod generate;
 pub mod guest;
+mod kept;
 mod native;
 pub mod shrink;
+mod steer;
 mod values;
 
-use case::Case;
-use generate::Generator;
+use case::{Case, at};
+use generate::{FAMILY, Generator};
 use guest::Guest;
 use iced_x86::{Code, Instruction};
 use native::Native;
 use std::collections::{BTreeMap, HashMap};
+use std::ops::Range;
 
 /// Both sides.
 pub struct Rig {
@@ -46,30 +50,69 @@ impl Rig {
     }
 }
 
-/// Cases one by one.
+/// Cases by seed.
 pub struct Bench {
     rig: Rig,
     generator: Generator,
 }
 
+/// A case that differs.
+pub struct Failure {
+    pub seed: u64,
+    /// Of the last instruction of the shrunk case.
+    pub mnemonic: String,
+    /// The shrunk case and where it differs.
+    pub text: String,
+}
+
 impl Bench {
-    /// See [`Rig::new`].
-    pub fn new(engine: &str) -> Result<Self, String> {
-        Ok(Bench { rig: Rig::new(engine)?, generator: Generator::new(None) })
+    /// See [`Rig::new`]; `only` as in [`Generator::new`].
+    pub fn new(engine: &str, only: Option<&str>) -> Result<Self, String> {
+        Ok(Bench { rig: Rig::new(engine)?, generator: Generator::new(only) })
     }
 
-    /// Runs the case of a seed; its instructions, and where it differs.
-    pub fn run(&mut self, seed: u64) -> (Vec<Instruction>, Result<(), String>) {
-        let case = self.generator.case(seed);
-        if self.rig.differences(&case).is_empty() {
-            return (case.instructions(), Ok(()));
+    /// Runs the cases that once found something. An error names the first that differs.
+    fn run_kept(&mut self) -> Result<(), String> {
+        let mut case = self.generator.case(0);
+        for kept in kept::kept() {
+            case.code = kept.code;
+            for seed in 0..FAMILY {
+                self.generator.values(seed, &mut case);
+                if !self.rig.differences(&case).is_empty() {
+                    return Err(format!("{}\n{}", kept.why, shrink::describe(&mut self.rig, &case)));
+                }
+            }
         }
-        let small = shrink::shrink(&mut self.rig, &case);
-        (case.instructions(), Err(shrink::describe(&mut self.rig, &small)))
+        Ok(())
+    }
+
+    /// Runs the cases of seeds that are of one family (see [`families`]). Their instructions, and those that differ.
+    pub fn run(&mut self, seeds: Range<u64>) -> (Vec<Instruction>, Vec<Failure>) {
+        let instructions = self.generator.case(seeds.start).instructions();
+        let mut failures = Vec::new();
+        for seed in seeds {
+            let case = self.generator.case(seed);
+            if self.rig.differences(&case).is_empty() {
+                continue;
+            }
+            let small = shrink::shrink(&mut self.rig, &case);
+            let last = small.instructions().pop();
+            let mnemonic = last.map_or(String::new(), |x| format!("{:?}", x.mnemonic()));
+            failures.push(Failure { seed, mnemonic, text: shrink::describe(&mut self.rig, &small) });
+        }
+        (instructions, failures)
     }
 }
 
+/// `count` seeds from `first` on, family by family.
+pub fn families(first: u64, count: u64) -> impl Iterator<Item = Range<u64>> {
+    let end = first.saturating_add(count);
+    let start = move |n: u64| (first - first % FAMILY).saturating_add(n * FAMILY).clamp(first, end);
+    (0..).map(move |n| start(n)..start(n + 1)).take_while(|seeds| !seeds.is_empty())
+}
+
 /// What a run found.
+#[derive(Default)]
 pub struct Report {
     pub cases: u64,
     /// Instructions that ran in translated code.
@@ -85,46 +128,45 @@ pub struct Report {
 
 /// Runs `cases` cases from `seed` on, with our side on the engine of a name. An error says why this host cannot.
 pub fn run(engine: &str, seed: u64, cases: u64, only: Option<&str>) -> Result<Report, String> {
-    let mut rig = Rig::new(engine)?;
-    let generator = Generator::new(only);
-    let (mut failed, mut failures) = (0, BTreeMap::new());
-    let mut counts: HashMap<Code, u64> = generator.codes().map(|code| (code, 0)).collect();
-    let mut ran = 0;
-    for seed in seed..seed + cases {
-        let case = generator.case(seed);
-        ran += 1;
-        case.instructions().iter().for_each(|x| *counts.entry(x.code()).or_default() += 1);
-        if rig.differences(&case).is_empty() {
-            continue;
+    let mut bench = Bench::new(engine, only)?;
+    let mut counts: HashMap<Code, u64> = bench.generator.codes().map(|code| (code, 0)).collect();
+    let mut report = Report::default();
+    if let Err(text) = bench.run_kept() {
+        report.failed += 1;
+        report.failures.insert("kept".into(), (1, text));
+    }
+    for seeds in families(seed, cases) {
+        let cases = seeds.end - seeds.start;
+        report.cases += cases;
+        let (instructions, failures) = bench.run(seeds);
+        instructions.iter().for_each(|x| *counts.entry(x.code()).or_default() += cases);
+        for failure in failures {
+            report.failed += 1;
+            report.failures.entry(failure.mnemonic).or_insert((0, failure.text)).0 += 1;
         }
-        failed += 1;
-        let small = shrink::shrink(&mut rig, &case);
-        let name = small.instructions().last().map_or(String::new(), |x| format!("{:?}", x.mnemonic()));
-        let entry = failures.entry(name).or_insert_with(|| (0, shrink::describe(&mut rig, &small)));
-        entry.0 += 1;
-        if failures.len() >= 200 {
+        if report.failures.len() >= 200 {
             break;
         }
     }
-    let forms = counts.into_iter().map(|(code, n)| (format!("{code:?}"), n)).collect();
-    let translated = rig.guest.flat.translated();
-    Ok(Report { cases: ran, translated, forms, left_out: generator.left_out, failed, failures })
+    report.forms = counts.into_iter().map(|(code, n)| (format!("{code:?}"), n)).collect();
+    report.translated = bench.rig.guest.flat.translated();
+    report.left_out.clone_from(bench.generator.left_out());
+    Ok(report)
 }
 
 impl Report {
-    /// Coverage as text: how many forms, the one met least, and what is left out for which reason.
+    /// Coverage as text: how many forms, those met least, and what is left out for which reason.
     pub fn coverage(&self) -> String {
-        let least = self
-            .forms
-            .iter()
-            .min_by_key(|f| f.1)
-            .map_or(String::new(), |(name, n)| format!("the rarest, {name}, {n} times"));
+        let mut rarest: Vec<_> = self.forms.iter().map(|(name, n)| (n, name)).collect();
+        rarest.sort();
+        let rarest: Vec<_> = rarest.iter().take(3).map(|(n, name)| format!("{name} {n}")).collect();
         let mut out = format!(
-            "{} cases over {} instruction forms, {} differ, {} instructions in translated code; {least}",
+            "{} cases over {} instruction forms, {} differ, {} instructions in translated code; the rarest forms: {}",
             self.cases,
             self.forms.len(),
             self.failed,
-            self.translated
+            self.translated,
+            rarest.join(", ")
         );
         let mut reasons: BTreeMap<&str, Vec<&str>> = BTreeMap::new();
         self.left_out.iter().for_each(|(form, why)| reasons.entry(why).or_default().push(form));

@@ -13,7 +13,7 @@
 #![allow(unsafe_code)]
 
 use super::case::{AREA, Case, Floating, Outcome, Raised, at};
-use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
+use std::sync::atomic::{AtomicI32, AtomicU32, AtomicU64, Ordering::Relaxed};
 
 /// Shared with the trampoline, at [`CONTEXT`].
 #[repr(C, align(64))]
@@ -33,14 +33,21 @@ struct Context {
 }
 
 use at::CONTEXT;
-static RUNNING: AtomicBool = AtomicBool::new(false);
-/// SIGALRM: a case that does not end.
+/// Number of the case that runs, counted from 1; 0: none.
+static RUNNING: AtomicU64 = AtomicU64::new(0);
+/// The thread that runs cases.
+static THREAD: AtomicI32 = AtomicI32::new(0);
+/// SIGVTALRM, after each second of the process's own time, finds cases that do not end.
 const SIGNALS: [i32; 6] =
-    [libc::SIGALRM, libc::SIGSEGV, libc::SIGILL, libc::SIGFPE, libc::SIGTRAP, libc::SIGBUS];
+    [libc::SIGVTALRM, libc::SIGSEGV, libc::SIGILL, libc::SIGFPE, libc::SIGTRAP, libc::SIGBUS];
+/// Seconds that a case may take.
+const LIMIT: u32 = 4;
 const NO_TRAP: u64 = !0;
 
 /// See the head of this file.
 pub struct Native {
+    /// How many cases have run.
+    cases: u64,
     /// Not `Send`: the alternate stack is the thread's.
     _thread: std::marker::PhantomData<*mut u8>,
 }
@@ -52,8 +59,17 @@ fn map(address: u64, bytes: usize, protection: i32) -> Result<(), String> {
     if p as u64 == address { Ok(()) } else { Err(format!("no mapping at {address:#x}")) }
 }
 
+/// Seconds between two of the watchman's looks; 0: none.
+fn watch(seconds: i64) {
+    let every = libc::timeval { tv_sec: seconds, tv_usec: 0 };
+    let timer = libc::itimerval { it_interval: every, it_value: every };
+    // SAFETY: a valid timer, whose signal has a handler.
+    unsafe { libc::setitimer(libc::ITIMER_VIRTUAL, &timer, std::ptr::null_mut()) };
+}
+
 impl Drop for Native {
     fn drop(&mut self) {
+        watch(0);
         let all =
             [(at::DATA, at::DATA_BYTES), (at::CODE, 0x1000), (CONTEXT, 0x1000), (at::TRAMPOLINE, 0x1000)];
         for (address, bytes) in all {
@@ -91,7 +107,10 @@ impl Native {
                 libc::sigaction(signal, &action, std::ptr::null_mut());
             }
         }
-        Ok(Native { _thread: std::marker::PhantomData })
+        // SAFETY: it has no conditions.
+        THREAD.store(unsafe { libc::gettid() }, Relaxed);
+        watch(1);
+        Ok(Native { cases: 0, _thread: std::marker::PhantomData })
     }
 
     pub fn run(&mut self, case: &Case) -> Outcome {
@@ -107,7 +126,12 @@ impl Native {
             write(read_only, &case.memory[at::WRITABLE_BYTES..]);
             protect(libc::PROT_READ);
         }
-        write(at::CODE, &case.image(at::CODE));
+        // Cases of a family have the same code; writing it would cost the host's decoded copies.
+        let image = case.image(at::CODE);
+        if read(at::CODE, image.len()) != image {
+            write(at::CODE, &image);
+        }
+        self.cases += 1;
         let context = CONTEXT as *mut Context;
         // SAFETY: the context page is ours and nobody else looks at it now; the trampoline is the function that
         // `enter` describes.
@@ -116,12 +140,10 @@ impl Native {
             (*context).gpr_in = case.gpr;
             (*context).rflags_in = case.rflags;
             (*context).trap = NO_TRAP;
-            RUNNING.store(true, SeqCst);
-            libc::alarm(5);
+            RUNNING.store(self.cases, Relaxed);
             let f: extern "C" fn() = std::mem::transmute(at::TRAMPOLINE as *const u8);
             f();
-            libc::alarm(0);
-            RUNNING.store(false, SeqCst);
+            RUNNING.store(0, Relaxed);
             let c = &*context;
             let vector = c.trap as u8;
             let raised = (c.trap != NO_TRAP).then_some(Raised {
@@ -151,13 +173,32 @@ fn read<'a>(address: u64, len: usize) -> &'a [u8] {
     unsafe { std::slice::from_raw_parts(address as *const u8, len) }
 }
 
+/// The watchman's look: whether the case that runs has run for too long.
+fn overdue() -> bool {
+    static SEEN: AtomicU64 = AtomicU64::new(0);
+    static LOOKS: AtomicU32 = AtomicU32::new(0);
+    let case = RUNNING.load(Relaxed);
+    // SAFETY: both calls are async-signal-safe.
+    unsafe {
+        if case != 0 && libc::gettid() != THREAD.load(Relaxed) {
+            libc::syscall(libc::SYS_tgkill, libc::getpid(), THREAD.load(Relaxed), libc::SIGVTALRM);
+            return false;
+        }
+    }
+    if case == 0 || SEEN.swap(case, Relaxed) != case {
+        LOOKS.store(0, Relaxed);
+        return false;
+    }
+    LOOKS.fetch_add(1, Relaxed) + 1 >= LIMIT
+}
+
 /// Copies the interrupted registers and continues at `RESTORE`.
 extern "C" fn handler(signal: i32, _: *mut libc::siginfo_t, ucontext: *mut libc::c_void) {
-    if !RUNNING.load(SeqCst) {
+    if signal == libc::SIGVTALRM && !overdue() {
+        return;
+    }
+    if RUNNING.load(Relaxed) == 0 {
         // Not a case's: let it happen again with the default action.
-        if signal == libc::SIGALRM {
-            return;
-        }
         // SAFETY: async-signal-safe.
         unsafe { libc::signal(signal, libc::SIG_DFL) };
         return;
@@ -174,7 +215,7 @@ extern "C" fn handler(signal: i32, _: *mut libc::siginfo_t, ucontext: *mut libc:
         c.rip_out = machine.gregs[16] as u64;
         c.rflags_out = machine.gregs[17] as u64;
         c.error = machine.gregs[19] as u64;
-        c.trap = if signal == libc::SIGALRM { 0xFF } else { machine.gregs[20] as u64 };
+        c.trap = if signal == libc::SIGVTALRM { 0xFF } else { machine.gregs[20] as u64 };
         c.cr2 = machine.gregs[22] as u64;
         let bytes = if avx() { AREA } else { 512 };
         std::ptr::copy_nonoverlapping(machine.fpregs.cast::<u8>(), c.fx_out.as_mut_ptr(), bytes);

@@ -1,58 +1,11 @@
-//! The MOO container of the SingleStepTests: processor tests recorded from hardware.
-//!
-//! Little-endian chunks `{id: 4 characters, length: u32, payload}`, usually gzipped. Chunks that we do not know are
-//! skipped by their length; every length is checked against what is left.
+//! Reading: every length is checked against what is left.
 
+use super::{COUNT, Exception, File, MooError, ORDER_OF_16_BITS, Registers, State, Test};
 use std::io::Read;
 use std::path::Path;
 
-/// Registers of a 16-bit processor in the order of a `REGS` mask.
-pub const REGISTERS: [&str; 14] =
-    ["ax", "bx", "cx", "dx", "cs", "ss", "ds", "es", "sp", "bp", "si", "di", "ip", "flags"];
-
-/// Processor state before or after: values are present where given.
-#[derive(Clone, Debug, Default)]
-pub struct State {
-    pub registers: [Option<u32>; 14],
-    pub ram: Vec<(u32, u8)>,
-}
-
-/// An exception that the recorded instruction raised.
-#[derive(Clone, Copy, Debug)]
-pub struct Exception {
-    pub vector: u8,
-    /// Physical address of the pushed flags.
-    pub flags_at: u32,
-}
-
-#[derive(Clone, Debug, Default)]
-pub struct Test {
-    pub index: u32,
-    pub name: String,
-    pub bytes: Vec<u8>,
-    pub initial: State,
-    pub last: State,
-    pub exception: Option<Exception>,
-    /// SHA-1 of the test, by which revocation lists name it.
-    pub hash: String,
-}
-
-#[derive(Clone, Debug, Default)]
-pub struct File {
-    /// Bits of each register that are defined, where the file says so.
-    pub masks: [Option<u32>; 14],
-    pub tests: Vec<Test>,
-}
-
-#[derive(Debug, thiserror::Error)]
-pub enum MooError {
-    #[error("{0}")]
-    Io(#[from] std::io::Error),
-    #[error("not a MOO file: it ends inside a chunk or field at byte {0}")]
-    Truncated(usize),
-    #[error("not a MOO file: it starts with {0:?} instead of \"MOO \"")]
-    Magic(String),
-}
+/// Longest file that is unpacked, in bytes. The longest of the families, with cycles, have some 100 MB.
+pub const LONGEST: u64 = 1 << 29;
 
 /// A cursor over checked bytes.
 struct Bytes<'a> {
@@ -87,15 +40,32 @@ impl<'a> Bytes<'a> {
         let len = self.u32()? as usize;
         Ok(Some((id, Bytes { data: self.take(len)?, at: 0 })))
     }
-    fn registers(&mut self) -> Result<[Option<u32>; 14], MooError> {
+    /// `REGS` or `RMSK`.
+    fn registers_16(&mut self) -> Result<Registers, MooError> {
         let mask = self.u16()?;
-        let mut out = [None; 14];
-        for (n, value) in out.iter_mut().enumerate() {
+        let mut out = [None; COUNT];
+        for (n, &place) in ORDER_OF_16_BITS.iter().enumerate() {
             if mask >> n & 1 != 0 {
-                *value = Some(u32::from(self.u16()?));
+                out[place] = Some(u32::from(self.u16()?));
             }
         }
         Ok(out)
+    }
+    /// `RG32` or `RM32`.
+    fn registers_32(&mut self) -> Result<Registers, MooError> {
+        let mask = self.u32()?;
+        let mut out = [None; COUNT];
+        for (n, value) in out.iter_mut().enumerate() {
+            if mask >> n & 1 != 0 {
+                *value = Some(self.u32()?);
+            }
+        }
+        Ok(out)
+    }
+    /// A counted string of bytes.
+    fn counted(&mut self) -> Result<&'a [u8], MooError> {
+        let n = self.u32()? as usize;
+        self.take(n)
     }
 }
 
@@ -104,8 +74,8 @@ pub fn read(path: &Path) -> Result<File, MooError> {
     let raw = std::fs::read(path)?;
     if raw.starts_with(&[0x1F, 0x8B]) {
         let mut data = Vec::new();
-        flate2::read::GzDecoder::new(&raw[..]).read_to_end(&mut data)?;
-        return parse(&data);
+        let length = flate2::read::GzDecoder::new(&raw[..]).take(LONGEST + 1).read_to_end(&mut data)?;
+        return if length as u64 > LONGEST { Err(MooError::TooLong(LONGEST)) } else { parse(&data) };
     }
     parse(&raw)
 }
@@ -121,7 +91,13 @@ pub fn parse(data: &[u8]) -> Result<File, MooError> {
         }
         first = false;
         match id {
-            b"RMSK" => file.masks = body.registers()?,
+            b"MOO " => {
+                // Version, reserved, number of tests.
+                body.take(8)?;
+                file.cpu = String::from_utf8_lossy(body.take(4)?).trim_end().into();
+            }
+            b"RMSK" => file.masks = body.registers_16()?,
+            b"RM32" => file.masks = body.registers_32()?,
             b"TEST" => file.tests.push(test(&mut body)?),
             _ => {}
         }
@@ -133,14 +109,8 @@ fn test(body: &mut Bytes) -> Result<Test, MooError> {
     let mut test = Test { index: body.u32()?, ..Test::default() };
     while let Some((id, mut body)) = body.chunk()? {
         match id {
-            b"NAME" => {
-                let n = body.u32()? as usize;
-                test.name = String::from_utf8_lossy(body.take(n)?).into();
-            }
-            b"BYTS" => {
-                let n = body.u32()? as usize;
-                test.bytes = body.take(n)?.to_vec();
-            }
+            b"NAME" => test.name = String::from_utf8_lossy(body.counted()?).into(),
+            b"BYTS" => test.bytes = body.counted()?.to_vec(),
             b"INIT" => test.initial = state(&mut body)?,
             b"FINA" => test.last = state(&mut body)?,
             b"EXCP" => test.exception = Some(Exception { vector: body.u8()?, flags_at: body.u32()? }),
@@ -155,7 +125,10 @@ fn state(body: &mut Bytes) -> Result<State, MooError> {
     let mut state = State::default();
     while let Some((id, mut body)) = body.chunk()? {
         match id {
-            b"REGS" => state.registers = body.registers()?,
+            b"REGS" => state.registers = body.registers_16()?,
+            b"RG32" => state.registers = body.registers_32()?,
+            b"RMSK" => state.masks = body.registers_16()?,
+            b"RM32" => state.masks = body.registers_32()?,
             b"RAM " => {
                 let n = body.u32()?;
                 for _ in 0..n {
