@@ -4,8 +4,9 @@
 //! `cargo test -p trimaran-jit --features arm64 aarch64`. Wants Debian's gcc-aarch64-linux-gnu, libc6-dev-arm64-cross and
 //! qemu-user-static.
 
+use super::random_code::{program, vector_program};
 use super::stubs::{refill_for, settle_for};
-use super::tests::{CODE, DATA, RAM, config, program, set_up};
+use super::tests::{CODE, DATA, RAM, config, set_up};
 use super::{Cranelift, Effort};
 use crate::abi::{DONE, INTERPRET, Job, LOOKUP, Runtime, STOP};
 use crate::region::{Limits, Region};
@@ -169,6 +170,11 @@ impl Case {
             let got = quad(offset::gpr(n));
             assert!(s.gpr[n] == got, "{}: register {n}: {:#x}, not {got:#x}", self.name, s.gpr[n]);
         }
+        for n in 0..16 {
+            let got = [quad(offset::xmm(n)), quad(offset::xmm(n) + 8)];
+            assert!(s.zmm[n][..2] == got, "{}: vector {n}: {:x?}, not {got:x?}", self.name, &s.zmm[n][..2]);
+        }
+        assert_eq!(s.mxcsr, quad(offset::MXCSR) as u32, "{}: MXCSR", self.name);
         let parity = vcpu[offset::LAZY_SIGN_PARITY].count_ones().is_multiple_of(2);
         let flags = u64::from(vcpu[offset::LAZY_CF])
             | u64::from(parity) << 2
@@ -215,6 +221,12 @@ fn image(v: &Vcpu) -> Vec<u8> {
     for n in 0..gpr::COUNT {
         set(offset::gpr(n), &v.state.gpr[n].to_le_bytes());
     }
+    for n in 0..16 {
+        let [low, high] = [v.state.zmm[n][0], v.state.zmm[n][1]].map(u64::to_le_bytes);
+        set(offset::xmm(n), &low);
+        set(offset::xmm(n) + 8, &high);
+    }
+    set(offset::MXCSR, &v.state.mxcsr.to_le_bytes());
     for n in [seg::FS, seg::GS] {
         set(offset::segment_base(n), &v.state.seg[n].base.to_le_bytes());
     }
@@ -307,8 +319,11 @@ fn cases() -> Vec<Case> {
     let first = std::env::var("TRIMARAN_SEED").ok().and_then(|v| v.parse().ok()).unwrap_or(0);
     for seed in first..first + 120 {
         for long in [true, false] {
-            let (name, budget) = (format!("seed {seed}, long {long}"), [3000, 40][seed as usize % 2]);
-            all.push(Case { name, code: program(seed, long), long, seed, budget });
+            let budget = [3000, 40][seed as usize % 2];
+            let both = [("seed", program(seed, long)), ("vectors, seed", vector_program(seed, long))];
+            for (kind, code) in both {
+                all.push(Case { name: format!("{kind} {seed}, long {long}"), code, long, seed, budget });
+            }
         }
     }
     all

@@ -79,14 +79,14 @@ impl Writer<'_, '_> {
         self.value(W::Q, address)
     }
 
-    /// The host address of a linear one, or away.
-    pub fn host(&mut self, w: W, address: Value, write: bool) -> Value {
+    /// The host address of `bytes` bytes at a linear one, or away.
+    pub fn host(&mut self, bytes: u8, address: Value, write: bool) -> Value {
         let (root, distance) = self.origin(address);
-        let size = i64::from(w.bytes());
+        let size = i64::from(bytes);
         let shared = self.pages.iter().find(|p| p.root == root && (p.write || !write));
         let known = shared.filter(|_| !self.job.knobs.no_shared_checks).copied();
         let Some(known) = known else {
-            let addend = self.look_up(w, address, write);
+            let addend = self.look_up(bytes, address, write);
             let page = self.b.ins().band_imm_s(address, !0xFFF);
             self.pages.push(KnownPage { root, write, page, addend, distance, size });
             return self.b.ins().iadd(addend, address);
@@ -105,7 +105,7 @@ impl Writer<'_, '_> {
         self.b.ins().brif(miss, cold, &[], join, &[host.into()]);
         self.b.seal_block(cold);
         self.b.switch_to_block(cold);
-        let other = self.translate_in_stub(w, address, write);
+        let other = self.translate_in_stub(bytes, address, write);
         self.or_leave(other, join, &[other.into()]);
         self.b.seal_block(join);
         self.b.switch_to_block(join);
@@ -113,17 +113,17 @@ impl Writer<'_, '_> {
     }
 
     /// The whole look-up; returns the addend.
-    fn look_up(&mut self, w: W, address: Value, write: bool) -> Value {
+    fn look_up(&mut self, bytes: u8, address: Value, write: bool) -> Value {
         let table = self.load_vcpu(types::I64, offset::TLB);
         let entry = tlb_entry(&mut self.b, table, address);
         let tag_at = if write { offset_of!(Entry, write) } else { offset_of!(Entry, read) };
         // What may be written may be read: one tag is enough for both.
         let tag = self.b.ins().load(types::I64, MemFlagsData::trusted(), entry, tag_at as i32);
         let distance = self.b.ins().bxor(tag, address);
-        let most = 4096 - i64::from(w.bytes());
+        let most = 4096 - i64::from(bytes);
         let miss = self.b.ins().icmp_imm_u(IntCC::UnsignedGreaterThan, distance, most);
         self.guard(miss, |s, go_on| {
-            let host = s.translate_in_stub(w, address, write);
+            let host = s.translate_in_stub(bytes, address, write);
             s.or_leave(host, go_on, &[]);
         });
         let addend_at = offset_of!(Entry, addend) as i32;
@@ -131,8 +131,8 @@ impl Writer<'_, '_> {
     }
 
     /// Calls the stub that looks into the TLB and refills it: the host address, or 0.
-    fn translate_in_stub(&mut self, w: W, address: Value, write: bool) -> Value {
-        let what = u64::from(w.bytes()) | if write { 0x100 } else { 0 };
+    fn translate_in_stub(&mut self, bytes: u8, address: Value, write: bool) -> Value {
+        let what = u64::from(bytes) | if write { 0x100 } else { 0 };
         let what = self.constant(types::I64, what);
         let callee = self.constant(types::I64, self.job.runtime.refill_preserving as u64);
         let (sig, vcpu) = (self.sigs.preserving3, self.vcpu);
@@ -163,7 +163,7 @@ impl Writer<'_, '_> {
 
     pub fn load_operand(&mut self, i: &Insn, w: W) -> Val {
         let address = self.operand_address(i);
-        let host = self.host(w, address, false);
+        let host = self.host(w.bytes(), address, false);
         Val::Value(self.load_host(w, host))
     }
 
@@ -178,7 +178,7 @@ impl Writer<'_, '_> {
         let sp = self.register(stack, gpr::RSP as u8);
         let sp = self.binary(Bin::Sub, stack, sp, Val::Const(u64::from(w.bytes())));
         let address = self.stack_address(stack, sp);
-        let host = self.host(w, address, true);
+        let host = self.host(w.bytes(), address, true);
         let value = self.value(w, value);
         self.store_host(w, value, host);
         self.set_register(stack, gpr::RSP as u8, sp);
@@ -187,7 +187,7 @@ impl Writer<'_, '_> {
     pub fn load_stack(&mut self, i: &Insn, offset: Val) -> Val {
         let w = i.width();
         let address = self.stack_address(i.stack_width(), offset);
-        let host = self.host(w, address, false);
+        let host = self.host(w.bytes(), address, false);
         Val::Value(self.load_host(w, host))
     }
 

@@ -2,20 +2,27 @@
 //!
 //! The kernels' text runs over a third [`trimaran_cpu::ops::Ops`] (`ops.rs`) whose values are CLIF values. `plan.rs`
 //! finds what must be known of the region before (with `observe.rs`), `writer.rs` makes blocks, edges and ways out,
-//! `flags.rs` keeps the status flags as declarations, `memory.rs` looks into the TLB, `values.rs` folds constants.
+//! `flags.rs` keeps the status flags as declarations, `memory.rs` looks into the TLB, `values.rs` folds constants, `vectors.rs`
+//! and its neighbours are SSE.
 
 #[cfg(all(test, feature = "arm64"))]
 mod aarch64_tests;
 mod explain;
 mod flags;
+mod helpers;
 mod memory;
 mod observe;
 mod ops;
 mod plan;
+#[cfg(test)]
+mod random_code;
 pub mod stubs;
 #[cfg(test)]
 mod tests;
 mod values;
+mod vector_floats;
+mod vector_table;
+mod vectors;
 mod writer;
 
 use crate::abi::{Code, Explanation, Job, Untranslatable};
@@ -96,7 +103,7 @@ impl Cranelift {
         self.context.clear();
         self.context.func.signature = writer::entry_signature();
         self.context.func.name = UserFuncName::user(0, 0);
-        let plan = plan::Plan::new(job.region);
+        let plan = plan::Plan::new(job.region, vectors::has_vectors(&*isa));
         let builder = FunctionBuilder::new(&mut self.context.func, &mut self.functions);
         if let Err(error) = writer::write(builder, &*isa, job, &plan) {
             // What the frontend had begun is not to be taken up again.

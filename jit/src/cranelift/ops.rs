@@ -63,7 +63,7 @@ impl Ops for Writer<'_, '_> {
             return Ok((self.register(w, i.r0), Place::Register));
         }
         let address = self.operand_address(i);
-        let host = self.host(w, address, true);
+        let host = self.host(w.bytes(), address, true);
         if i.form < form::LOCKED_REG {
             return Ok((Val::Value(self.load_host(w, host)), Place::Memory(host)));
         }
@@ -101,7 +101,7 @@ impl Ops for Writer<'_, '_> {
             return Ok(());
         }
         let address = self.operand_address(i);
-        let host = self.host(w, address, true);
+        let host = self.host(w.bytes(), address, true);
         let v = self.value(w, value);
         self.store_host(w, v, host);
         Ok(())

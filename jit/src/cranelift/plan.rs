@@ -3,13 +3,18 @@
 
 use super::flags::ALL;
 use super::observe::{Observer, native};
+use super::vector_table::{self, Vector};
+use super::vectors;
 use crate::region::{End, Region, Target};
+use trimaran_cpu::blocks::BlockKey;
 use trimaran_cpu::kernels::Kernel;
 
 /// An instruction as [`Plan`] sees it.
 #[derive(Clone, Copy)]
 pub struct Facts {
     pub native: bool,
+    /// It is a vector instruction, and native.
+    pub vector: Option<&'static Vector>,
     pub seen: Observer,
     /// Flags that somebody may see between this instruction and the next one that writes them.
     pub live: u8,
@@ -40,8 +45,11 @@ pub fn transfers(kernel: Kernel) -> bool {
 }
 
 impl Plan {
-    pub fn new(region: &Region) -> Plan {
-        let mut blocks: Vec<BlockPlan> = region.blocks.iter().map(|b| BlockPlan::new(&b.insns)).collect();
+    /// `vectors`: the host has those that are used.
+    pub fn new(region: &Region, vectors: bool) -> Plan {
+        let key = vectors.then_some(region.key);
+        let mut blocks: Vec<BlockPlan> =
+            region.blocks.iter().map(|b| BlockPlan::new(&b.insns, key)).collect();
         let successors: Vec<Vec<usize>> = (0..blocks.len()).map(|n| successors(region, n)).collect();
         let mut queue = vec![0];
         while let Some(n) = queue.pop() {
@@ -76,11 +84,15 @@ impl Plan {
 }
 
 impl BlockPlan {
-    fn new(insns: &[trimaran_cpu::insn::Insn]) -> BlockPlan {
+    fn new(insns: &[trimaran_cpu::insn::Insn], key: Option<BlockKey>) -> BlockPlan {
         let facts = |i| {
-            let native = native(i);
-            let seen = if native { Observer::of(i) } else { Observer::default() };
-            Facts { native, seen, live: ALL }
+            let vector = key.and_then(|key| vector_table::native(i, key));
+            let seen = match vector {
+                Some(vector) => vectors::observe(i, vector),
+                None if native(i) => Observer::of(i),
+                None => Observer::default(),
+            };
+            Facts { native: vector.is_some() || native(i), vector, seen, live: ALL }
         };
         let mut facts: Vec<Facts> = insns.iter().map(facts).collect();
         // At the end of a block the budget may run out, and then all can be seen.

@@ -13,6 +13,7 @@ use super::flags::{FlagState, Node};
 use super::memory::KnownPage;
 use super::plan::{BlockPlan, Plan, transfers};
 use super::values::{Bit, Val};
+use super::vectors::VECTORS;
 use crate::abi::{self, Job, Untranslatable};
 use crate::region::{End, Target};
 use crate::slots::Slot;
@@ -32,8 +33,8 @@ use trimaran_cpu::translate::offset;
 /// Signatures of what the code calls.
 pub struct Signatures {
     tail: SigRef,
-    run_helper: SigRef,
-    run_last: SigRef,
+    pub run_helper: SigRef,
+    pub run_last: SigRef,
     pub preserving1: SigRef,
     pub preserving3: SigRef,
 }
@@ -47,12 +48,12 @@ pub enum Transfer {
 }
 
 /// The common ends of ways out.
-struct Tails {
+pub struct Tails {
     /// (budget, distance of RIP, word): STOP and LOOKUP.
     leave: Block,
     /// (budget, distance of RIP, instruction).
     interpret: Block,
-    done: Block,
+    pub done: Block,
 }
 
 /// See the head of this file.
@@ -65,11 +66,13 @@ pub struct Writer<'a, 'f> {
     /// The host orders memory less strictly than x86: plain accesses must be acquire and release.
     pub weak_order: bool,
     plan: &'a Plan,
-    budget: Variable,
-    regs: [Option<Variable>; 16],
+    pub budget: Variable,
+    /// General registers, then vector registers.
+    pub regs: [Option<Variable>; 32],
     /// Values that registers are known to hold at some width.
-    shadow: [Option<(W, Val)>; 16],
-    dirty: u32,
+    pub shadow: [Option<(W, Val)>; 16],
+    /// Bits as `regs`.
+    pub dirty: u32,
     pub state: FlagState,
     pub nodes: Vec<Node>,
     /// No declaration is pending in memory.
@@ -79,12 +82,12 @@ pub struct Writer<'a, 'f> {
     heads: Vec<Block>,
     /// Flags at the end of a block, for the one that continues it.
     ends: Vec<(FlagState, bool)>,
-    tails: Tails,
+    pub tails: Tails,
     /// The running instruction: its distance and the next one's from the entry, and how many are charged and not done.
-    insn: &'a Insn,
+    pub insn: &'a Insn,
     pub delta: i64,
     pub next: i64,
-    rest: i64,
+    pub rest: i64,
     pub transfer: Option<Transfer>,
     /// Pages looked up in this block.
     pub pages: Vec<KnownPage>,
@@ -150,7 +153,7 @@ pub fn write(
         weak_order: weak_order(isa),
         plan,
         budget,
-        regs: [None; 16],
+        regs: [None; 32],
         shadow: [None; 16],
         dirty: 0,
         state: FlagState::IN_MEMORY,
@@ -252,23 +255,34 @@ impl Writer<'_, '_> {
         self.dirty |= 1 << n;
     }
 
-    fn write_registers(&mut self) {
-        for n in 0..16 {
+    pub fn write_registers(&mut self) {
+        for n in 0..self.regs.len() {
             if self.dirty >> n & 1 != 0
                 && let Some(var) = self.regs[n]
             {
                 let v = self.b.use_var(var);
-                self.store_vcpu(W::Q, Val::Value(v), offset::gpr(n));
+                match n.checked_sub(VECTORS) {
+                    Some(n) => self.store_vector(n, v),
+                    None => self.store_vcpu(W::Q, Val::Value(v), offset::gpr(n)),
+                }
             }
         }
     }
 
-    fn load_registers(&mut self) {
-        for n in 0..16 {
-            if let Some(var) = self.regs[n] {
-                let v = self.load_vcpu(types::I64, offset::gpr(n));
-                self.b.def_var(var, v);
-            }
+    /// A general or vector register, by its number in `regs`.
+    pub fn load_register(&mut self, n: usize) {
+        if let Some(var) = self.regs[n] {
+            let v = match n.checked_sub(VECTORS) {
+                Some(n) => self.load_vector(n),
+                None => self.load_vcpu(types::I64, offset::gpr(n)),
+            };
+            self.b.def_var(var, v);
+        }
+    }
+
+    pub fn load_registers(&mut self) {
+        for n in 0..self.regs.len() {
+            self.load_register(n);
         }
         self.shadow = [None; 16];
         self.pages.clear();
@@ -357,9 +371,10 @@ impl Writer<'_, '_> {
         let start = self.b.use_var(self.budget);
         self.guard(bad.1, |w, _| w.leave(start, 0, abi::STOP));
         self.b.def_var(self.budget, bad.0);
-        for n in 0..16 {
+        for n in 0..self.regs.len() {
             if self.plan.used >> n & 1 != 0 {
-                self.regs[n] = Some(self.b.declare_var(types::I64));
+                let ty = if n < VECTORS { types::I64 } else { types::I8X16 };
+                self.regs[n] = Some(self.b.declare_var(ty));
             }
         }
         self.load_registers();
@@ -432,6 +447,8 @@ impl Writer<'_, '_> {
             }
             if !facts.native {
                 self.run_helper();
+            } else if let Some(vector) = facts.vector {
+                self.vector_instruction(insn, vector);
             } else if !perform(insn.kernel, self, insn)? {
                 return Err(Untranslatable("a helper taken for a kernel".into()));
             }
@@ -560,40 +577,5 @@ impl Writer<'_, '_> {
         let code = self.b.ins().load(types::I64, MemFlagsData::trusted(), entry, code_at);
         let none = self.constant(types::I64, 0);
         self.tail_call(code, none);
-    }
-
-    // ---- helpers
-
-    fn helper_arguments(&mut self) -> [Value; 5] {
-        self.write_registers();
-        self.write_flags();
-        let insn = self.constant(types::I64, std::ptr::from_ref(self.insn) as u64);
-        let budget = self.b.use_var(self.budget);
-        let rest = self.constant(types::I64, self.rest as u64);
-        let delta = self.constant(types::I64, self.delta as u64);
-        [self.vcpu, insn, budget, rest, delta]
-    }
-
-    fn run_helper(&mut self) {
-        let arguments = self.helper_arguments();
-        let callee = self.constant(types::I64, self.job.runtime.run_helper as u64);
-        let call = self.b.ins().call_indirect(self.sigs.run_helper, callee, &arguments);
-        let left = self.b.inst_results(call)[0];
-        let bad = self.b.ins().icmp_imm_s(IntCC::SignedLessThan, left, 0);
-        let go_on = self.b.create_block();
-        self.b.ins().brif(bad, self.tails.done, &[], go_on, &[]);
-        self.b.seal_block(go_on);
-        self.b.switch_to_block(go_on);
-        self.b.def_var(self.budget, left);
-        self.load_registers();
-        // It settled what was pending.
-        (self.state, self.settled) = (FlagState::IN_MEMORY, true);
-    }
-
-    fn run_last(&mut self) {
-        let arguments = self.helper_arguments();
-        let callee = self.constant(types::I64, self.job.runtime.run_last as u64);
-        self.b.ins().call_indirect(self.sigs.run_last, callee, &arguments);
-        self.b.ins().jump(self.tails.done, &[]);
     }
 }
