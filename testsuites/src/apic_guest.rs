@@ -218,5 +218,7 @@ fn periodic(a: &mut CodeAssembler) -> Asm {
     a.cli()?;
     a.cmp(dword_ptr(TICKS), 3)?;
     a.jb(again)?;
-    apic(a, 0x320, 1 << 16 | PERIODIC)
+    apic(a, 0x320, 1 << 16 | PERIODIC)?;
+    // Or it would go on, and end in the next mode.
+    apic(a, 0x380, 0)
 }
