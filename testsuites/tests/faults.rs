@@ -24,6 +24,17 @@ fn absent_pages_leave_no_trace() {
     }
 }
 
+/// Descriptors, gates, task state, stacks of events, save areas; see `trimaran_testsuites::system::injection`.
+#[test]
+fn absent_tables_and_stacks_leave_no_trace() {
+    for engine in ["interp", "jit-emit", "jit-cranelift"] {
+        match trimaran_testsuites::system::injection::run(engine) {
+            Ok((scenes, faults)) => println!("{engine}: {scenes} scenes, {faults} faults"),
+            Err(why) => panic!("{why}"),
+        }
+    }
+}
+
 #[cfg(not(all(target_os = "linux", target_arch = "x86_64")))]
 #[test]
 fn absent_pages_leave_no_trace() {

@@ -79,23 +79,42 @@ impl Vcpu {
         if reason == Reason::Iret {
             flags.remove(RFlags::NT);
         }
-        self.save_task(&old, flags)?;
         // The busy bits: a jump or a return frees the old task.
-        if matches!(reason, Reason::Jump | Reason::Iret) {
-            let at = self.state.gdtr.base.wrapping_add(u64::from(old.selector & 0xFFF8) + 5);
-            let byte = self.load_system(at, 1)?;
-            self.store_system(at, 1, byte & !2)?;
+        let frees = matches!(reason, Reason::Jump | Reason::Iret);
+        let links = matches!(reason, Reason::Call | Reason::Interrupt);
+        let busy_of_old = self.state.gdtr.base.wrapping_add(u64::from(old.selector & 0xFFF8) + 5);
+        let busy_of_new = d.address.wrapping_add(5);
+        // A fault before the switch leaves no trace: everything that is written is checked first.
+        let (first, length) = if old.typ() & 8 != 0 { (0x20, 0x3E) } else { (0x0E, 0x1C) };
+        self.check_system_store(old.base.wrapping_add(first), length)?;
+        if frees {
+            self.check_system_store(busy_of_old, 1)?;
         }
         if reason != Reason::Iret {
-            self.store_system(d.address.wrapping_add(5), 1, d.raw >> 40 & 0xFF | 2)?;
+            self.check_system_store(busy_of_new, 1)?;
         }
-        if matches!(reason, Reason::Call | Reason::Interrupt) {
+        if links {
+            self.check_system_store(base, 2)?;
+        }
+        self.save_task(&old, flags)?;
+        if frees {
+            let byte = self.load_system(busy_of_old, 1)?;
+            self.store_system(busy_of_old, 1, byte & !2)?;
+        }
+        if reason != Reason::Iret {
+            self.store_system(busy_of_new, 1, d.raw >> 40 & 0xFF | 2)?;
+        }
+        if links {
             self.store_system(base, 2, u64::from(old.selector))?;
         }
         let mut tr = d.segment(selector);
         tr.attributes |= 2;
         self.state.tr = tr;
         Ok(Image { wide, ..image })
+    }
+
+    fn check_system_store(&mut self, address: u64, length: u64) -> Result<(), Exit> {
+        self.as_supervisor(|v| v.check_store(seg::FLAT as u8, address, length))
     }
 
     /// The new task's state, and the error code of what it was called for.

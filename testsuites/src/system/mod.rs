@@ -3,6 +3,7 @@
 //! what it pushed.
 
 pub mod cases;
+pub mod injection;
 
 use crate::engine;
 use crate::flat::Flat;
@@ -339,9 +340,11 @@ impl Bench {
     /// Goes on.
     pub fn resume(&mut self) -> Outcome {
         let stop = self.flat.run(10_000);
-        if stop != Stop::Halted {
-            return Outcome::Stopped(stop);
-        }
+        if stop != Stop::Halted { Outcome::Stopped(stop) } else { self.outcome() }
+    }
+
+    /// What a HLT that was reached means, with what its event pushed.
+    pub fn outcome(&self) -> Outcome {
         let s = &self.flat.vcpu.state;
         let rip = s.gpr[gpr::RIP];
         let cs = s.seg[seg::CS].base;
