@@ -94,7 +94,8 @@ fn nothing(_: &mut Bench) {}
 /// A save area that lies on both pages.
 fn area(b: &mut Bench) {
     set(b, RBX, DATA_BORDER - 0x100);
-    (set(b, RAX, 7), set(b, RDX, 0));
+    set(b, RAX, 7);
+    set(b, RDX, 0);
     let s = &mut b.flat.vcpu.state;
     (s.zmm[3], s.mxcsr) = ([1, 2, 3, 4, 0, 0, 0, 0], 0x1FA0);
     s.x87.registers[2].significand = 0x8000_0000_0000_0001;
@@ -118,8 +119,10 @@ fn x87(b: &mut Bench) {
 }
 
 fn strings(b: &mut Bench) {
-    (set(b, RSI, DATA_BORDER - 2), set(b, RDI, DATA_BORDER - 2));
-    (set(b, RDX, 0x10), set(b, RCX, 1));
+    set(b, RSI, DATA_BORDER - 2);
+    set(b, RDI, DATA_BORDER - 2);
+    set(b, RDX, 0x10);
+    set(b, RCX, 1);
 }
 
 /// A task of 32 bits.
