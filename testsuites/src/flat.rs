@@ -3,8 +3,10 @@
 use crate::engine;
 use std::ops::Range;
 use std::sync::atomic::{AtomicU32, Ordering::SeqCst};
+use std::sync::mpsc::{RecvTimeoutError, channel};
 use std::sync::{Arc, Mutex};
-use trimaran_cpu::bus::{Bus, GeneralProtection, Page};
+use std::time::Duration;
+use trimaran_cpu::bus::{Bus, GeneralProtection, MemoryRange, Page};
 use trimaran_cpu::engine::{Engine, EngineFactory, Stop};
 use trimaran_cpu::model::Model;
 use trimaran_cpu::ram::Ram;
@@ -51,6 +53,14 @@ impl Bus for FlatBus {
             Page::Ram { offset: address & !0xFFF, writable: true }
         } else {
             Page::Mmio
+        }
+    }
+    fn memory_ranges(&self) -> Vec<MemoryRange> {
+        let range = |start, end: u64| MemoryRange { start, len: end - start, offset: start, writable: true };
+        let (below, above) = (self.mmio.start.min(self.ram_bytes), self.mmio.end.min(self.ram_bytes));
+        match self.mmio.is_empty() {
+            true => vec![range(0, self.ram_bytes)],
+            false => vec![range(0, below), range(above, self.ram_bytes)],
         }
     }
     fn mmio_read(&self, cpu: usize, address: u64, size: u8) -> u64 {
@@ -117,7 +127,8 @@ fn board(
         times: Mutex::default(),
         mmio,
     });
-    let model = Arc::new(Model::parse(model).unwrap_or_else(|why| panic!("{why}")));
+    let model = Model::parse(model).unwrap_or_else(|why| panic!("{why}"));
+    let model = Arc::new(engine::model(&engine::name_from_environment(), model));
     let config = |id| VcpuConfig {
         id,
         model: model.clone(),
@@ -179,11 +190,36 @@ impl Flat {
         let Some(other) = &mut self.other else { return self.vcpu.run(budget) };
         other.state().clone_from(self.vcpu.state_whole());
         other.state_changed();
-        let stop = other.run(budget);
+        let stop = within(&self.bus.fence, || other.run(budget));
         self.vcpu.state.clone_from(other.state());
         self.vcpu.state_loaded();
+        if let (Stop::Failed, Some(reason)) = (stop, other.failure()) {
+            panic!("{REFUSED}{reason}");
+        }
         stop
     }
+}
+
+/// Begins the words of the panic where an engine cannot go on.
+pub const REFUSED: &str = "the engine refuses: ";
+
+/// Calls `f`, and has the processor leave `run` after a while: KVM heeds no budget.
+fn within(fence: &CodeFence, f: impl FnOnce() -> Stop) -> Stop {
+    const LIMIT: Duration = Duration::from_secs(2);
+    if engine::of_programs() != "kvm" {
+        return f();
+    }
+    let (done, waits) = channel::<()>();
+    std::thread::scope(|scope| {
+        scope.spawn(move || {
+            if waits.recv_timeout(LIMIT) == Err(RecvTimeoutError::Timeout) {
+                fence.vcpus[0].raise(attention::STOP);
+            }
+        });
+        let stop = f();
+        drop(done);
+        stop
+    })
 }
 
 /// Processors of any engine on a [`FlatBus`].

@@ -6,7 +6,7 @@ use crate::differential;
 pub const SUITE: Suite = Suite {
     name: "differential",
     description: "random programs with faults, interrupts, page tables and own code, compared with the interpreter",
-    judges: |engine| engine != "interp",
+    judges: |engine| !matches!(engine, "interp" | "kvm"),
     units: |setup, engine| match engine {
         "jit-emit" => setup.seeds(1_000, 10),
         _ => setup.seeds(40, 2),

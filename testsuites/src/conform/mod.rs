@@ -5,10 +5,12 @@
 
 mod differential;
 mod faults;
+mod guests;
 mod silicon;
 mod system;
 mod vectors;
 
+use crate::engine;
 use serde::{Deserialize, Serialize};
 use std::any::Any;
 use std::collections::BTreeMap;
@@ -16,12 +18,21 @@ use std::io::{BufRead, Write};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::PathBuf;
 use std::sync::{Mutex, PoisonError};
+use trimaran_accel::Kind;
 
-/// The engines that are judged, by the names of [`crate::engine::named`].
+/// The engines that are judged, by the names of [`crate::engine::named`]; KVM on hosts where it can be at all.
 #[cfg(target_arch = "x86_64")]
-pub const ENGINES: &[&str] = &["interp", "jit-emit", "jit-cranelift"];
+pub const ENGINES: &[&str] = &["interp", "jit-emit", "jit-cranelift", "kvm"];
 #[cfg(not(target_arch = "x86_64"))]
 pub const ENGINES: &[&str] = &["interp", "jit-cranelift"];
+
+/// Whether an engine is judged where nobody names it: the mistakes of a KVM made of software are not this program's.
+pub fn by_default(engine: &str) -> Result<(), String> {
+    if engine != "kvm" || engine::kvm()?.report().kind() == Kind::Hardware {
+        return Ok(());
+    }
+    Err("the host's KVM is made of software: --engine kvm judges it".into())
+}
 
 /// What the user asked for.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
@@ -115,7 +126,7 @@ pub struct Suite {
 }
 
 pub const SUITES: &[Suite] =
-    &[system::SUITE, silicon::SUITE, vectors::SUITE, differential::SUITE, faults::SUITE];
+    &[system::SUITE, guests::SUITE, silicon::SUITE, vectors::SUITE, differential::SUITE, faults::SUITE];
 
 /// What the child says of a unit, one line of JSON each.
 #[derive(Serialize, Deserialize)]

@@ -160,7 +160,7 @@ impl Bench {
 
     fn new(model: &str, long: bool) -> Self {
         let mut flat = Flat::of(model, 0x100_0000);
-        flat.run_on(&engine::name_from_environment()).unwrap_or_else(|why| panic!("{why}"));
+        flat.run_on(&engine::of_programs()).unwrap_or_else(|why| panic!("{why}"));
         let mut b = Bench { flat, long, paging: None };
         let code = if long { CODE_BITS | attr::L | attr::G } else { CODE_BITS | attr::DB | attr::G };
         let data = DATA_BITS | attr::DB | attr::G;
