@@ -1,10 +1,13 @@
 //! Floating-point arithmetic: packed, scalar, horizontal; rounding and dot products.
 
 use super::lanes::{get, pair, put};
-use super::operands::{Forms, float};
+use super::operands::{Forms, binary_float, float, forms, shape, vex_lanes};
 use super::soft_float::{DOUBLE, SINGLE};
 use super::soft_sse::round;
 use super::{operands, unit};
+use crate::Vcpu;
+use crate::fault::Exit;
+use crate::insn::Insn;
 use iced_x86::Mnemonic as M;
 
 /// The table of this file.
@@ -52,8 +55,8 @@ pub fn handler(m: M) -> Option<Forms> {
         M::Roundss => float_imm!(4, |imm, a, b, c| round(SINGLE, 1, imm, a, b, c)),
         M::Roundpd => float_imm!(16, |imm, a, b, c| round(DOUBLE, 2, imm, a, b, c)),
         M::Roundsd => float_imm!(8, |imm, a, b, c| round(DOUBLE, 1, imm, a, b, c)),
-        M::Dpps => float_imm!(16, |imm, a, b, c| dot_product(imm, a, b, c, dpps)),
-        M::Dppd => float_imm!(16, |imm, a, b, c| dot_product(imm, a, b, c, dppd)),
+        M::Dpps => forms!(|v, i| dot_product(v, i, dpps), |v, i| vex_dot_product(v, i, dpps)),
+        M::Dppd => forms!(|v, i| dot_product(v, i, dppd), |v, i| vex_dot_product(v, i, dppd)),
         _ => return None,
     })
 }
@@ -77,27 +80,46 @@ macro_rules! float_imm {
 }
 pub(super) use float_imm;
 
-/// DPPS, DPPD: each step is an operation with exceptions of its own; those of the sums arise only when the
-/// products raise none.
-fn dot_product(
-    imm: u8,
-    a: u128,
-    b: u128,
-    mxcsr: u32,
-    f: fn(u8, u128, u128, Step<'_>) -> u128,
-) -> (u128, u32) {
-    let unmasked = !(mxcsr >> super::checks::mxcsr::MASK_SHIFT);
-    let mut flags = 0;
-    let r = f(imm, a, b, &mut |op, a, b| {
-        let (r, new) = op(a, b, mxcsr);
-        if flags & unmasked == 0 {
-            flags |= new;
-        }
-        r
-    });
-    (r, flags)
+/// What a step of a dot product raised, in both lanes.
+type Raised = [u32; 3];
+
+/// DPPS, DPPD: each step is an operation with exceptions of its own.
+fn dot_product(v: &mut Vcpu, i: &Insn, f: Dot) -> Result<(), Exit> {
+    binary_float::<16>(v, i, |a, b, mxcsr| {
+        let mut raised = Raised::default();
+        let r = steps(i, a, b, mxcsr, f, &mut raised);
+        (r, in_order(raised, mxcsr))
+    })
 }
 
+/// Both lanes take each step together.
+fn vex_dot_product(v: &mut Vcpu, i: &Insn, f: Dot) -> Result<(), Exit> {
+    let (mxcsr, mut raised) = (v.state.mxcsr, Raised::default());
+    let r = vex_lanes::<{ shape::EVEN }>(v, i, |_, a, b| steps(i, a, b, mxcsr, f, &mut raised))?;
+    v.float_flags(in_order(raised, mxcsr))?;
+    v.set_ymm(i.r0, r);
+    Ok(())
+}
+
+/// The result of one lane.
+fn steps(i: &Insn, a: u128, b: u128, mxcsr: u32, f: Dot, raised: &mut Raised) -> u128 {
+    let mut raised = raised.iter_mut();
+    f(i.imm as u8, a, b, &mut |op, a, b| {
+        let (r, new) = op(a, b, mxcsr);
+        if let Some(flags) = raised.next() {
+            *flags |= new;
+        }
+        r
+    })
+}
+
+/// The flags of all steps that are taken: none after an unmasked exception.
+fn in_order(raised: Raised, mxcsr: u32) -> u32 {
+    let unmasked = !(mxcsr >> super::checks::mxcsr::MASK_SHIFT);
+    raised.iter().fold(0, |flags, new| if flags & unmasked == 0 { flags | new } else { flags })
+}
+
+type Dot = fn(u8, u128, u128, Step<'_>) -> u128;
 type Step<'a> = &'a mut dyn FnMut(operands::Operation, u128, u128) -> u128;
 
 fn dpps(imm: u8, a: u128, b: u128, step: Step<'_>) -> u128 {
