@@ -468,3 +468,29 @@ fn aarch64_accesses_are_ordered() {
         }
     }
 }
+
+/// Accesses of 16 bytes have a DMB behind the load, before the store.
+#[test]
+fn aarch64_vector_accesses_are_fenced() {
+    let code = assemble(|a| {
+        a.movups(xmm0, xmmword_ptr(rsi))?;
+        a.movups(xmmword_ptr(rdi), xmm0)?;
+        a.hlt()
+    });
+    for effort in [Effort::Quick, Effort::Speed] {
+        let case = Case { name: "MOVUPS".into(), code: code.clone(), long: true, seed: 0, budget: 0 };
+        let (mut v, _ram) = case.processor();
+        let region = case.region(&mut v);
+        let code = case.compile(&mut Cranelift::for_arch("aarch64", effort), &region);
+        let words = code.chunks_exact(4).map(|w| u32::from_le_bytes([w[0], w[1], w[2], w[3]]));
+        let words: Vec<u32> = words.collect();
+        // LDR and STR of a Q register, whatever the address: those of the vCPU's registers have no fence.
+        let fenced = |kind: u32, load: bool| {
+            let pairs = words.windows(2).map(|w| if load { (w[0], w[1]) } else { (w[1], w[0]) });
+            pairs.filter(|&(access, fence)| access & 0xFEC0_0000 == kind && fence == 0xD503_3BBF).count()
+        };
+        assert_eq!(fenced(0x3CC0_0000, true), 1, "{effort:?}: the load");
+        assert_eq!(fenced(0x3C80_0000, false), 1, "{effort:?}: the store");
+        assert_eq!(count(&code, !0, 0xD503_3BBF), 2, "{effort:?}: DMB ISH");
+    }
+}
