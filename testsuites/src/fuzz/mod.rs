@@ -5,7 +5,9 @@ mod decoder;
 mod devices;
 mod engines;
 mod images;
+mod media;
 mod snapshots;
+mod vectors;
 
 use rand::rngs::SmallRng;
 use rand::{Rng, RngCore, SeedableRng};
@@ -20,8 +22,15 @@ pub struct Target {
     dress: fn(&mut Vec<u8>, &mut SmallRng),
 }
 
-pub const TARGETS: &[Target] =
-    &[decoder::TARGET, engines::TARGET, devices::TARGET, images::TARGET, snapshots::TARGET];
+pub const TARGETS: &[Target] = &[
+    decoder::TARGET,
+    engines::TARGET,
+    devices::TARGET,
+    images::TARGET,
+    media::TARGET,
+    snapshots::TARGET,
+    vectors::TARGET,
+];
 
 impl Target {
     /// The random input of a seed.

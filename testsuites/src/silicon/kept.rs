@@ -1,8 +1,12 @@
-//! Code that once found something; it runs first, always, with random values.
+//! What once found something; it runs first, always.
 
 use super::at;
 
-/// Why it is here, and the instructions.
+/// Seeds. 1013892999, 1052243014: VDPPS, a denormal of a sum beside an unmasked overflow of a product. 1051446839: FUCOMI
+/// with an unmasked #IA that FNINIT clears.
+pub const SEEDS: [u64; 3] = [1013892999, 1052243014, 1051446839];
+
+/// Why it is here, and the instructions, which run with random values.
 pub struct Kept {
     pub why: &'static str,
     pub code: Vec<Vec<u8>>,

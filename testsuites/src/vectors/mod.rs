@@ -91,7 +91,8 @@ pub struct Failure {
     pub why: String,
 }
 
-/// A folder of vectors.
+/// A folder of vectors; by default one with nothing beside them.
+#[derive(Default)]
 pub struct Suite {
     notes: masks::Notes,
 }
