@@ -2,8 +2,8 @@
 
 use super::at;
 
-/// Seeds. 1013892999, 1052243014: VDPPS, a denormal of a sum beside an unmasked overflow of a product. 1051446839: FUCOMI
-/// with an unmasked #IA that FNINIT clears.
+/// Seeds. 1013892999, 1052243014: VDPPS, a denormal of one lane's sum beside an unmasked overflow of the other's product.
+/// 1051446839: FUCOMI with an unmasked #IA that FNINIT clears.
 pub const SEEDS: [u64; 3] = [1013892999, 1052243014, 1051446839];
 
 /// Why it is here, and the instructions, which run with random values.
