@@ -3,11 +3,9 @@
 /// See the head of this file.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Irqchip {
-    /// The kernel where that works and pays: one processor, a KVM made of hardware.
+    /// The machine's own chip.
     #[default]
-    Auto,
+    User,
     /// The kernel, or KVM is refused.
     Split,
-    /// The machine's own chip.
-    User,
 }

@@ -40,7 +40,7 @@ pub struct Options {
     #[arg(long, value_enum, default_value = "auto", help_heading = "Machine")]
     pub engine: EngineName,
     /// Who plays the processor's local APIC under KVM
-    #[arg(long, value_enum, value_name = "WHO", default_value = "auto", help_heading = "Machine")]
+    #[arg(long, value_enum, value_name = "WHO", default_value = "user", help_heading = "Machine")]
     pub kvm_irqchip: IrqchipName,
     /// Which of the translator's back ends are used
     #[arg(long, value_enum, value_name = "TIER", help_heading = "Translator")]
@@ -188,12 +188,10 @@ pub enum EngineName {
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum IrqchipName {
-    /// The kernel, with one processor and a KVM made of hardware
-    Auto,
-    /// The kernel
-    Split,
     /// Trimaran's own chip
     User,
+    /// The kernel, for machines with one processor (an experiment: see docs/switching.md)
+    Split,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]

@@ -48,10 +48,8 @@ pub fn choose(options: &Options) -> Result<Choice, Failure> {
 /// Who plays the local APIC under KVM. The kernel's does not tell that all processors have halted for good.
 fn irqchip(options: &Options) -> Irqchip {
     match options.kvm_irqchip {
-        IrqchipName::Auto if options.exit_on_halt => Irqchip::User,
-        IrqchipName::Auto => Irqchip::Auto,
-        IrqchipName::Split => Irqchip::Split,
-        IrqchipName::User => Irqchip::User,
+        IrqchipName::Split if !options.exit_on_halt => Irqchip::Split,
+        _ => Irqchip::User,
     }
 }
 

@@ -109,7 +109,7 @@ fn at_accesses(options: &LockstepOptions, choices: [Choice; 2]) -> Result<i32, F
 fn check(options: &Options) -> Result<(), Failure> {
     let useless = [
         ("--engine", options.engine != EngineName::Auto),
-        ("--kvm-irqchip", options.kvm_irqchip != IrqchipName::Auto),
+        ("--kvm-irqchip", options.kvm_irqchip != IrqchipName::User),
         ("--display", options.display.is_some_and(|display| display != Display::None)),
         ("--serial", !options.serial.is_empty()),
         ("--debugcon", options.debugcon.is_some()),

@@ -66,12 +66,7 @@ impl Kvm {
 
     /// Whether the kernel plays the local APIC of a machine with so many processors.
     fn splits(&self, processors: usize) -> bool {
-        let pays = || self.report.kind() == Kind::Hardware && self.report.works(Trial::SplitIrqchip);
-        match self.irqchip {
-            Irqchip::Auto => processors == 1 && pays(),
-            Irqchip::Split => processors == 1,
-            Irqchip::User => false,
-        }
+        self.irqchip == Irqchip::Split && processors == 1
     }
 
     /// `model` as far as guests can have it under this KVM: for machines that start under it.
