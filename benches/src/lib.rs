@@ -21,8 +21,8 @@ pub struct Guest {
 }
 
 const SECOND: u64 = at::CODE + 0x1000;
-/// The window is mapped again at each of these distances.
-const APART: u64 = 4 << 20;
+/// The window, the lowest of these, is mapped again from others on.
+const LARGE: u64 = 2 << 20;
 
 pub const HASH: Guest = Guest { name: "hash loop, instruction", insns: 6, units: 6, prepare: hash };
 pub const HIT: Guest = Guest { name: "TLB hit", insns: 17, units: 16, prepare: |m| loads(m, 1) };
@@ -60,26 +60,27 @@ fn hash(m: &Machine) {
     });
 }
 
-/// A page of the window's `n`th copy that shares its entry of the TLB with those of the other copies.
-fn rival(n: u64) -> u64 {
-    let of_copy = |page: u64| n * APART + page * 4096;
-    let pages = at::CODE / 4096..at::DATA / 4096;
-    let same = |&page: &u64| slot(of_copy(page)) == slot(at::CODE);
-    of_copy(pages.clone().find(same).unwrap_or(pages.start))
+/// Pages with the same entry of the TLB, each in another copy of the window.
+fn rivals() -> impl Iterator<Item = u64> {
+    let pages = 0..2 * LARGE * 512 / 4096;
+    let of_window = |address: &u64| (0x1000..at::RAM).contains(&(address % LARGE));
+    pages.map(|page| page * 4096).filter(of_window).filter(|&address| slot(address) == slot(SECOND))
 }
 
 /// Sixteen loads, by turns from so many pages; with an index, so that none shares a look-up.
-fn loads(m: &Machine, pages: u64) {
-    for n in 0..pages {
-        // The directory of the lowest gibibyte, by 2 MiB.
-        let entry = at::ROOT + 0x2000 + n * APART / (2 << 20) * 8;
+fn loads(m: &Machine, pages: usize) {
+    let pages: Vec<u64> = rivals().take(pages).collect();
+    // The second gibibyte has the directory of the first.
+    assert!(m.ram.write(at::ROOT + 0x1008, &((at::ROOT + 0x2000) | 3).to_le_bytes()));
+    for page in &pages {
+        let entry = at::ROOT + 0x2000 + page / LARGE % 512 * 8;
         assert!(m.ram.write(entry, &(at::LOW | 3).to_le_bytes()));
     }
     write(m, at::CODE, &|a| {
         let mut top = a.create_label();
         a.set_label(&mut top)?;
         for n in 0..16 {
-            a.mov(rax, qword_ptr(rbx * 8 + rival(n % pages)))?;
+            a.mov(rax, qword_ptr(rbx * 8 + pages[n % pages.len()]))?;
         }
         a.jmp(top)
     });
@@ -157,6 +158,11 @@ mod tests {
     use trimaran_cpu::state::gpr;
 
     /// The loops loop, and take as many instructions as they say.
+    #[test]
+    fn there_are_rivals() {
+        assert!(rivals().take(16).count() == 16 && rivals().all(|address| address < 1 << 31));
+    }
+
     #[test]
     fn rounds_have_their_length() {
         for guest in [&HASH, &HIT, &EVICTED, &MISS, &LOCAL, &FAR, &TABLE, &RET, &MODIFY] {

@@ -101,6 +101,8 @@ struct Worker {
     input: ChildStdin,
     lines: Receiver<String>,
     complaints: Arc<Mutex<Vec<u8>>>,
+    /// Closed when there will be no more complaints.
+    all_heard: Receiver<()>,
 }
 
 impl Worker {
@@ -116,7 +118,9 @@ impl Worker {
         });
         let complaints = Arc::new(Mutex::new(Vec::new()));
         let heard = complaints.clone();
+        let (hearing, all_heard) = channel();
         std::thread::spawn(move || {
+            let _hearing = hearing;
             let mut part = [0; 4096];
             while let Ok(n @ 1..) = errors.read(&mut part) {
                 let mut all = heard.lock().unwrap_or_else(PoisonError::into_inner);
@@ -126,7 +130,7 @@ impl Worker {
                 all.drain(..surplus);
             }
         });
-        Ok(Worker { child, input, lines, complaints })
+        Ok(Worker { child, input, lines, complaints, all_heard })
     }
 
     fn ask(&mut self, unit: &str, limit: Duration) -> Result<Answer, String> {
@@ -138,6 +142,8 @@ impl Worker {
             Err(RecvTimeoutError::Timeout) => Err(format!("it does not end within {} s", limit.as_secs())),
             Err(RecvTimeoutError::Disconnected) => {
                 let end = self.child.wait().map_or_else(|e| e.to_string(), |status| status.to_string());
+                // Unless something that it started holds the pipe.
+                let _ = self.all_heard.recv_timeout(Duration::from_secs(5));
                 let complaints = self.complaints.lock().unwrap_or_else(PoisonError::into_inner);
                 Err(format!("it ended the process: {end}\n  {}", String::from_utf8_lossy(&complaints).trim()))
             }
