@@ -6,10 +6,10 @@ use std::ops::Range;
 /// Entries that others took the slot of, kept.
 const VICTIMS: usize = 8;
 /// With more entries than this that are not global, all are looked at to drop them.
-const MOST_LOCAL: usize = 256;
+const MOST_LOCAL: usize = 1024;
 
 /// See the head of this file. What was evicted last is kept: pages that share a slot and are used in turns are found here
-/// again; with 4 MiB between two streams, each access would walk the page tables.
+/// again; with 16 MiB between two streams, each access would walk the page tables.
 pub struct Table {
     pub entries: Box<[Entry; ENTRIES]>,
     pub notes: Box<[Note; ENTRIES]>,
@@ -23,7 +23,7 @@ pub struct Table {
     global: bool,
 }
 
-/// Made on the heap: a thread's stack is no place for tables.
+/// Made on the heap: a thread's stack is no place for 128 KiB.
 fn boxed<T>(item: impl Fn(usize) -> T) -> Box<[T; ENTRIES]> {
     let items: Box<[T]> = (0..ENTRIES).map(item).collect();
     items.try_into().unwrap_or_else(|_| unreachable!("as many as were made"))

@@ -34,7 +34,7 @@ pub struct KnownPage {
 pub fn tlb_entry(b: &mut FunctionBuilder, table: Value, address: Value) -> Value {
     const { assert!(size_of::<Entry>() == 32) };
     let page = b.ins().ushr_imm_u(address, 7);
-    let high = b.ins().ushr_imm_u(address, 17);
+    let high = b.ins().ushr_imm_u(address, 15);
     let hash = b.ins().bxor(page, high);
     let bytes = b.ins().band_imm_u(hash, (ENTRIES as i64 - 1) << 5);
     b.ins().iadd(table, bytes)

@@ -146,7 +146,7 @@ impl Emitter<'_> {
         let table = self.tlb_register();
         let a = &mut self.asm;
         a.mov(W::D, RAX, RCX);
-        a.shift_imm(Sh::Shr, W::D, RAX, 10);
+        a.shift_imm(Sh::Shr, W::D, RAX, 8);
         a.alu(Alu::Xor, W::D, RAX, RCX);
         a.shift_imm(Sh::Shr, W::D, RAX, (12 - ENTRY_SHIFT) as u8);
         a.alu_imm(Alu::And, W::D, RAX, ((ENTRIES - 1) << ENTRY_SHIFT) as i32);
