@@ -75,32 +75,36 @@ pub mod x87_used {
     pub const C1: u8 = 2;
 }
 
-/// The fields of a [`Vcpu`] that only translated code and its engine use.
-#[repr(C)]
+/// The fields of a [`Vcpu`] that only translated code and its engine use. Their places matter: see [`offset`].
+#[repr(C, align(256))]
 #[derive(Clone, Debug, Default)]
 pub struct Translated {
-    pub pending: PendingFlags,
+    /// As many as there are general registers at the start of a [`Vcpu`].
+    apart: [u64; gpr::COUNT],
     /// Address of the TLB entries for data accesses ([`crate::tlb::Tlb::table`]).
     pub tlb: usize,
     /// Address of the attention word.
     pub attention: usize,
     /// The bits of it that end a region.
     pub attention_mask: u32,
+    /// Not 0: this run of translated code has used the host's SSE unit for the guest's arithmetic, so the host's MXCSR
+    /// holds sticky flags of the guest.
+    pub float_used: u8,
+    /// What the host's x87 unit holds of the guest's: see [`x87_used`].
+    pub x87_used: u8,
     /// Address of the engine's table of indirect branch targets.
     pub jump_table: usize,
-    /// What the tags in that table are combined with by exclusive or.
-    pub salt: u64,
     /// Address of what the engine finds translations by; 0: nothing.
     pub places: usize,
     /// Translations found there.
     pub found: u64,
     /// The budget at which `state.retired` was right.
     pub synced: i64,
-    /// Not 0: this run of translated code has used the host's SSE unit for the guest's arithmetic, so the host's MXCSR
-    /// holds sticky flags of the guest.
-    pub float_used: u8,
-    /// What the host's x87 unit holds of the guest's: see [`x87_used`].
-    pub x87_used: u8,
+    /// Up to here are the places of [`Vcpu::lazy`] and [`Vcpu::budget`].
+    apart_too: [u64; 2],
+    /// What the tags in the jump table are combined with by exclusive or.
+    pub salt: u64,
+    pub pending: PendingFlags,
     /// Scratch for stubs.
     pub scratch: [u64; 4],
     /// Helpers that translated code called, by `iced_x86::Code`.
@@ -124,10 +128,16 @@ impl Translated {
 }
 
 /// Byte offsets into a [`Vcpu`].
+///
+/// What translated code reads in every region has no neighbour 1,024 bytes away that it writes. Zen 4 takes a load for
+/// that of the value just stored if base register and low bits of the displacement are those of the store, and goes back
+/// when the addresses turn out to be others: with the attention word's address at 0x1C70 and R14 at 0x70, `xz -d` took
+/// 4.9 s instead of 2.7.
 pub mod offset {
     use super::{PendingFlags, Translated};
     use crate::Vcpu;
     use crate::flags::LazyFlags;
+    use crate::state::gpr::COUNT;
     use crate::state::{CpuState, F80, Segment, X87};
     use std::mem::offset_of;
 
@@ -189,6 +199,29 @@ pub mod offset {
     pub const FLOAT_USED: usize = TRANSLATED + offset_of!(Translated, float_used);
     pub const X87_USED: usize = TRANSLATED + offset_of!(Translated, x87_used);
     pub const SCRATCH: usize = TRANSLATED + offset_of!(Translated, scratch);
+
+    /// See the head of this module; 256 bytes, to be sure.
+    const _: () = {
+        let (lazy_end, pending_end) = (LAZY + size_of::<LazyFlags>(), PENDING + size_of::<PendingFlags>());
+        let hot = [
+            (gpr(0), gpr(COUNT)),
+            (TLB, JUMP_TABLE + 8),
+            (LAZY, lazy_end),
+            (BUDGET, BUDGET + 8),
+            (SALT, pending_end),
+        ];
+        let mut taken = [false; 256];
+        let mut n = 0;
+        while n < hot.len() {
+            let (mut at, end) = hot[n];
+            while at < end {
+                assert!(!taken[at % 256], "two fields of a Vcpu are in each other's way");
+                taken[at % 256] = true;
+                at += 1;
+            }
+            n += 1;
+        }
+    };
 }
 
 /// Which linear addresses may have changed their meaning since somebody last asked.

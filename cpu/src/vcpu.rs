@@ -59,13 +59,16 @@ impl AddAssign for Counters {
     }
 }
 
-/// See the head of this file. Handlers work on it directly.
+/// See the head of this file. Handlers work on it directly. The order of the first fields is for translated code: see
+/// [`crate::translate::offset`].
+#[repr(C)]
 pub struct Vcpu {
     pub state: CpuState,
     /// The status flags, until somebody wants them in `state.rflags`.
     pub lazy: LazyFlags,
     /// Instructions that `run` may still execute. The running block is charged in advance.
     pub budget: i64,
+    pub translated: Translated,
     /// Set on slow paths: leave the running block after this instruction.
     pub stop_block: bool,
     /// Class of data accesses (see [`Vcpu::update_class`]).
@@ -79,7 +82,6 @@ pub struct Vcpu {
     pub mapping_change: MappingChange,
     /// Decoded instructions were overwritten, for a translator.
     pub code_changed: bool,
-    pub translated: Translated,
     /// Mask of physical addresses: A20.
     pub a20_mask: u64,
     /// The class under [`Class::Slow`].

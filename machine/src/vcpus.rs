@@ -234,7 +234,12 @@ impl Vcpus {
         board.timers.set_alarm(until);
         let stop = engine.run(budget);
         board.timers.set_alarm(0);
-        let used = engine.state().retired.saturating_sub(before);
+        let mut used = engine.state().retired.saturating_sub(before);
+        if stop == Stop::Budget && used == 0 {
+            // Exceptions whose handlers fault at once: time passes without instructions.
+            used = budget;
+            board.clock.set(now.saturating_add(budget));
+        }
         let waits = engine.state().activity == Activity::MonitorWait;
         note_stop(board, stop, engine.state());
         drop(engine);

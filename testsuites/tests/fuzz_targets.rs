@@ -69,10 +69,9 @@ fn end_at_panics(doing: Doing) {
     let usual = std::panic::take_hook();
     std::panic::set_hook(Box::new(move |info| {
         usual(info);
-        if let Ok(doing) = doing.lock() {
-            doing.iter().flatten().for_each(|(again, _)| eprintln!("again, if it was this: {again}"));
-        }
-        std::process::exit(101);
+        let doing = doing.lock();
+        let again: Vec<_> = doing.iter().flat_map(|d| d.iter().flatten()).map(|(a, _)| a.as_str()).collect();
+        fail(&format!("{info}\nagain, if it was one of these:\n{}", again.join("\n")), 101)
     }));
 }
 
@@ -83,9 +82,14 @@ fn watch(doing: Doing) {
             std::thread::sleep(Duration::from_millis(200));
             let Ok(doing) = doing.lock() else { return };
             if let Some((again, _)) = doing.iter().flatten().find(|(_, since)| since.elapsed() > LIMIT) {
-                eprintln!("still running after {LIMIT:?}; again: {again}");
-                std::process::exit(102);
+                fail(&format!("still running after {LIMIT:?}; again: {again}"), 102);
             }
         }
     });
+}
+
+/// Ends the process; `cargo x test` repeats what stands between these lines.
+fn fail(text: &str, code: i32) -> ! {
+    println!("failures:\n{text}\ntest result: FAILED");
+    std::process::exit(code)
 }
