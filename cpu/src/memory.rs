@@ -489,6 +489,7 @@ impl Vcpu {
     /// Reads physical memory or a device; `size` bytes within one page.
     pub fn physical_read(&mut self, address: u64, size: u8) -> u64 {
         match self.physical_page(address) {
+            page if self.ram_only && !matches!(page, Page::Ram { writable: true, .. }) => 0,
             Page::Ram { offset, .. } => {
                 let at = offset + address % PAGE;
                 let Some(page) = self.ram.page_pointer(at) else { return 0 };

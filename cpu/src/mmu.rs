@@ -144,12 +144,22 @@ impl Vcpu {
         Ok(page | address & (PAGE - 1))
     }
 
+    /// Translates for somebody who is not the guest, or before the count of instructions is settled. Entries of paging
+    /// structures that do not stand in RAM are taken as absent: a device would see reads that the guest does not make, or
+    /// at a wrong time.
+    pub(crate) fn in_ram_only<T>(&mut self, translate: impl FnOnce(&mut Self) -> T) -> T {
+        self.ram_only = true;
+        let result = translate(self);
+        self.ram_only = false;
+        result
+    }
+
     /// Where a linear address leads, without rights, side effects or faults: for the debugger.
     pub fn probe(&mut self, address: u64) -> Option<u64> {
         if self.state.cr0 & cr0::PG == 0 {
             return Some(address & 0xFFFF_FFFF & self.a20_mask);
         }
-        let walk = self.walk(address, false).ok()?;
+        let walk = self.in_ram_only(|v| v.walk(address, false)).ok()?;
         Some(walk.page & self.a20_mask | address & (PAGE - 1))
     }
 

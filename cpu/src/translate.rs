@@ -329,7 +329,7 @@ impl Vcpu {
     }
 
     /// Fills the TLB for an access of translated code. False: the access must be done by the interpreter (it
-    /// faults, crosses a page, meets a device, or code).
+    /// faults, crosses a page, meets a device, even for its page tables, or code).
     pub fn refill(&mut self, address: u64, size: u16, write: bool) -> bool {
         if !self.state.canonical(address) && self.state.long_mode() || self.class != self.plain_class {
             return false;
@@ -338,7 +338,8 @@ impl Vcpu {
             return true;
         }
         let access = if write { Access::Write } else { Access::Read };
-        if self.translate(address, access, self.class).is_err() {
+        let class = self.class;
+        if self.in_ram_only(|v| v.translate(address, access, class)).is_err() {
             return false;
         }
         let entry = self.tlb.entry(self.class, address);
@@ -416,11 +417,13 @@ impl Vcpu {
     /// None: some byte of an instruction here may come from a device. The interpreter's loop fetches from those, and just
     /// once.
     fn code_in_ram(&mut self, address: u64) -> Option<()> {
-        self.fetch_page(address).ok()??;
-        if address % PAGE > PAGE - 15 {
-            self.fetch_page((address & !(PAGE - 1)).wrapping_add(PAGE)).ok()??;
-        }
-        Some(())
+        self.in_ram_only(|v| {
+            v.fetch_page(address).ok()??;
+            if address % PAGE > PAGE - 15 {
+                v.fetch_page((address & !(PAGE - 1)).wrapping_add(PAGE)).ok()??;
+            }
+            Some(())
+        })
     }
     /// The block at `rip`, if it can be had without a fault and its bytes are RAM.
     pub fn block_at(&mut self, rip: u64) -> Option<u32> {
@@ -442,7 +445,7 @@ impl Vcpu {
         if self.near_stop_point(address) {
             return None;
         }
-        self.fetch_page(address).ok()?
+        self.in_ram_only(|v| v.fetch_page(address)).ok()?
     }
     /// Whether the page of a linear code address is mapped as global.
     pub fn code_is_global(&self, address: u64) -> bool {

@@ -87,6 +87,8 @@ pub struct Vcpu {
     /// The class under [`Class::Slow`].
     pub(crate) plain_class: Class,
     pub(crate) physical: PhysicalCache,
+    /// See [`Vcpu::in_ram_only`].
+    pub(crate) ram_only: bool,
     pub(crate) blocks: BlockCache,
     /// The running block and its first RIP, for counting what of it has retired.
     pub(crate) block: u32,
@@ -135,6 +137,7 @@ impl Vcpu {
             a20_mask: !0,
             plain_class: Class::Supervisor,
             physical: PhysicalCache::default(),
+            ram_only: false,
             blocks: BlockCache::default(),
             block: blocks::NONE,
             block_rip: 0,
