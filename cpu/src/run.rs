@@ -171,11 +171,25 @@ impl Vcpu {
                 }
             }
         }
+        self.wrap_rip();
         if done == allowed && done < insns.len() {
             self.block_cut(&insns[..done]);
         }
         self.account(done as u64);
         next
+    }
+
+    /// EIP has 32 bits: behind the last byte of 4 GiB stands the first.
+    #[inline(always)]
+    pub(crate) fn wrap_rip(&mut self) {
+        if self.state.gpr[gpr::RIP] >> 32 != 0 && !self.key.code64() {
+            self.state.gpr[gpr::RIP] = self.return_address();
+        }
+    }
+
+    /// RIP past the running instruction.
+    pub(crate) fn return_address(&self) -> u64 {
+        self.state.gpr[gpr::RIP] & if self.state.code64() { !0 } else { 0xFFFF_FFFF }
     }
 
     /// The budget ended in the middle of a block: what ran of it.

@@ -368,6 +368,7 @@ impl Vcpu {
                 done = u64::from(exit == Exit::Again);
             }
         }
+        self.wrap_rip();
         done += std::mem::take(&mut self.extra);
         self.state.retired = self.state.retired.wrapping_add(done);
         self.budget -= done as i64;

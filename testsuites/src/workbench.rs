@@ -98,7 +98,7 @@ pub fn everywhere(slice: u64, prepare: &dyn Fn(&Machine), program: Program) -> M
             );
         }
         assert_eq!(wanted.len(), states.len(), "{name}");
-        let mut differences = compare::memories(&WORLD, want, &m);
+        let mut differences = compare::memories(&WORLD.page_tables(), want, &m);
         differences.extend(compare::access_times(want, &m));
         assert!(differences.is_empty(), "{name}: {differences:#?}");
     }

@@ -63,13 +63,13 @@ pub fn jmp_far(v: &mut Vcpu, i: &Insn) -> Result<(), Exit> {
 pub fn call_far(v: &mut Vcpu, i: &Insn) -> Result<(), Exit> {
     let (selector, offset) = target(v, i)?;
     let size = far_width(i);
-    let back = v.state.gpr[gpr::RIP];
+    let back = v.return_address();
     let cs = u64::from(v.state.seg[seg::CS].selector);
     if v.state.real_or_v86() {
         let mut stack = Stack::current(v);
         stack.push(v, size, cs)?;
         stack.push(v, size, back)?;
-        let (old_cs, old_rip) = (v.state.seg[seg::CS], back);
+        let (old_cs, old_rip) = (v.state.seg[seg::CS], v.state.gpr[gpr::RIP]);
         let left = jump_real(v, selector, offset);
         if left == Err(Exit::Fault) {
             v.state.seg[seg::CS] = old_cs;

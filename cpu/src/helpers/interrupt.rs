@@ -327,7 +327,7 @@ impl Vcpu {
         flags: RFlags,
         error: Option<u16>,
     ) -> Result<(), Exit> {
-        let (cs, rip) = (u64::from(self.state.seg[seg::CS].selector), self.state.gpr[gpr::RIP]);
+        let (cs, rip) = (u64::from(self.state.seg[seg::CS].selector), self.return_address());
         stack.push(self, size, flags.bits())?;
         stack.push(self, size, cs)?;
         stack.push(self, size, rip)?;

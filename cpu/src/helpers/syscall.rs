@@ -36,7 +36,7 @@ pub fn syscall(v: &mut Vcpu, _: &Insn) -> Result<(), Exit> {
     let m = &v.state.msr;
     let (star, mask) = (m.star, m.sfmask);
     let target = if v.state.code64() { m.lstar } else { m.cstar };
-    v.state.gpr[gpr::RCX] = v.state.gpr[gpr::RIP];
+    v.state.gpr[gpr::RCX] = v.return_address();
     v.state.gpr[11] = (flags - RFlags::RF).bits();
     let selector = (star >> 32) as u16 & 0xFFFC;
     set_code(v, code(selector, 0, true), 0, target);
@@ -53,7 +53,7 @@ pub fn syscall(v: &mut Vcpu, _: &Insn) -> Result<(), Exit> {
 /// SYSCALL outside long mode: the target is in STAR, VM and IF are cleared.
 fn syscall_legacy(v: &mut Vcpu) -> Result<(), Exit> {
     let star = v.state.msr.star;
-    v.state.gpr[gpr::RCX] = v.state.gpr[gpr::RIP];
+    v.state.gpr[gpr::RCX] = v.return_address();
     let selector = (star >> 32) as u16 & 0xFFFC;
     set_code(v, code(selector, 0, false), 0, star & 0xFFFF_FFFF);
     v.set_segment(seg::SS, stack(selector.wrapping_add(8), 0));

@@ -42,7 +42,7 @@ impl Assembler {
     }
 
     pub fn here(&self) -> u64 {
-        self.base + self.bytes.len() as u64
+        self.base.wrapping_add(self.bytes.len() as u64)
     }
 
     pub fn label(&mut self) -> Label {
@@ -104,7 +104,7 @@ impl Assembler {
 
     /// A direct branch.
     pub fn branch(&mut self, code: Code, to: Label) {
-        let x = Instruction::with_branch(code, self.here() + 2).expect("a branch");
+        let x = Instruction::with_branch(code, self.here().wrapping_add(2)).expect("a branch");
         let start = self.bytes.len();
         let offsets = self.append(&x).expect("a branch has an encoding");
         let size = offsets.immediate_size();

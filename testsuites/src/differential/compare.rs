@@ -1,7 +1,7 @@
 //! Two machines side by side: what differs between them.
 
-use super::kernel::{World, at};
 use crate::flat::Machine;
+use std::ops::Range;
 use std::sync::{Mutex, MutexGuard};
 use trimaran_cpu::state::{CpuState, gpr};
 
@@ -43,13 +43,25 @@ pub fn states(want: &CpuState, got: &CpuState) -> Vec<String> {
     out
 }
 
+/// Where page tables lie, and the accessed bits in eight bytes of them.
+pub struct PageTables {
+    pub range: Range<u64>,
+    pub accessed: u64,
+}
+
+impl PageTables {
+    /// `entry_size`: bytes of an entry, 4 or 8.
+    pub fn new(range: Range<u64>, entry_size: u64) -> Self {
+        PageTables { range, accessed: if entry_size == 8 { 0x20 } else { 0x20_0000_0020 } }
+    }
+}
+
 /// What differs in RAM, in the first few places, and in what went to the bus.
 ///
 /// Accessed bits of page tables are left out: an engine that looks ahead in the code may set them early, as processors do.
-pub fn memories(world: &World, want: &Machine, got: &Machine) -> Vec<String> {
-    let accessed = if world.entry_size() == 8 { 0x20 } else { 0x20_0000_0020 };
+pub fn memories(tables: &PageTables, want: &Machine, got: &Machine) -> Vec<String> {
     let counts = |&(at, a, b): &(u64, u64, u64)| {
-        (a ^ b) & !if (at::ROOT..at::CONTROL).contains(&at) { accessed } else { 0 } != 0
+        (a ^ b) & !if tables.range.contains(&at) { tables.accessed } else { 0 } != 0
     };
     let places = want.ram.differences(&got.ram).filter(counts).take(8);
     let mut out: Vec<String> = places

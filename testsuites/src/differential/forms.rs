@@ -150,8 +150,8 @@ fn usable(x: &Instruction) -> bool {
 
 impl Forms {
     pub fn of(bits: u32) -> &'static Forms {
-        static FORMS: [OnceLock<Forms>; 2] = [const { OnceLock::new() }; 2];
-        FORMS[usize::from(bits == 64)].get_or_init(|| Forms::find(bits))
+        static FORMS: [OnceLock<Forms>; 3] = [const { OnceLock::new() }; 3];
+        FORMS[bits as usize / 32].get_or_init(|| Forms::find(bits))
     }
 
     fn find(bits: u32) -> Self {
@@ -346,7 +346,11 @@ mod tests {
     /// Every group has the forms that it is for.
     #[test]
     fn groups_are_full() {
-        for (bits, least) in [(64, [300, 80, 500, 100, 40, 700]), (32, [150, 40, 400, 100, 15, 500])] {
+        for (bits, least) in [
+            (64, [300, 80, 500, 100, 40, 700]),
+            (32, [150, 40, 400, 100, 15, 500]),
+            (16, [150, 40, 400, 100, 15, 500]),
+        ] {
             let sizes = Forms::of(bits).groups.each_ref().map(Vec::len);
             println!("{bits} bits: {sizes:?}");
             assert!(sizes.iter().zip(least).all(|(&n, least)| n >= least), "{bits} bits: {sizes:?}");

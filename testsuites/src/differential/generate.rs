@@ -2,12 +2,15 @@
 
 use super::assembler::Assembler;
 use super::builder::Builder;
+use super::compare::PageTables;
 use super::forms::register;
 use super::kernel::{ABSENT, CALLS, Mode, READ_ONLY, World, at};
 use super::values;
+use crate::flat::Machine;
 use iced_x86::{Code, Instruction, MemoryOperand, Register};
 use rand::rngs::SmallRng;
 use rand::{Rng, SeedableRng};
+use std::collections::BTreeMap;
 use trimaran_cpu::state::{CpuState, RFlags, cr0, gpr};
 
 /// A program with its world.
@@ -24,14 +27,35 @@ pub struct Program {
     task_switched: bool,
 }
 
-impl Program {
-    /// What RAM holds at the start.
-    pub fn images(&self) -> &[(u64, Vec<u8>)] {
+impl super::Program for Program {
+    fn images(&self) -> &[(u64, Vec<u8>)] {
         &self.images
     }
+    fn ram_bytes(&self) -> u64 {
+        at::RAM
+    }
+    fn bits(&self) -> u32 {
+        self.world.bits()
+    }
+    fn describe(&self) -> String {
+        format!("{:?} mode, CPL {}", self.world.mode, self.world.cpl)
+    }
+    fn page_tables(&self) -> PageTables {
+        self.world.page_tables()
+    }
 
-    /// Sets the registers.
-    pub fn enter(&self, s: &mut CpuState) {
+    fn exceptions(&self, m: &mut Machine) -> BTreeMap<u8, u64> {
+        let (stride, vector) = if self.world.kernel_bits() == 64 { (184, 120) } else { (64, 32) };
+        let mut all = BTreeMap::new();
+        for at in (at::LOG + vector..at::LOG_END).step_by(stride) {
+            let mut bytes = [0; 2];
+            m.ram.read(at, &mut bytes);
+            *all.entry(bytes[0]).or_default() += 1;
+        }
+        all
+    }
+
+    fn enter(&self, s: &mut CpuState) {
         s.gpr[..16].copy_from_slice(&self.gpr);
         self.world.enter(s);
         s.gpr[gpr::RIP] = self.start;

@@ -11,3 +11,6 @@ pub const X87: &[u64] = &[200028258];
 
 /// The same for random bytes. 1580: an indirect jump to an address that is not canonical.
 pub const BYTES: &[u64] = &[1580];
+
+/// The same for programs at the edges. 1298, 1018: an instruction that ends at 4 GiB, in the interpreter and as a helper.
+pub const EDGES: &[u64] = &[1298, 1018];

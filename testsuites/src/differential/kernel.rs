@@ -1,6 +1,7 @@
 //! What surrounds a random program: descriptor tables, page tables, and a kernel whose exception handler logs the
 //! whole state of the program, then maps the page, steps over the instruction, or goes on at the checkpoint.
 
+use super::compare::PageTables;
 use crate::system::{descriptor, gate, sel};
 use iced_x86::code_asm::*;
 use trimaran_cpu::state::{CpuState, RFlags, Segment, TableRegister, attr, cr0, cr4, efer, gpr, seg};
@@ -96,6 +97,9 @@ impl World {
     }
     pub fn entry_size(&self) -> u64 {
         if self.mode == Mode::Paged { 4 } else { 8 }
+    }
+    pub fn page_tables(&self) -> PageTables {
+        PageTables::new(at::ROOT..at::CONTROL, self.entry_size())
     }
     /// Address of the page-table entry of a linear address in the window or its alias.
     pub fn entry(&self, physical: u64, alias: bool) -> u64 {

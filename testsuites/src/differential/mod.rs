@@ -9,6 +9,7 @@
 mod assembler;
 mod builder;
 pub mod compare;
+mod edges;
 mod forms;
 pub mod generate;
 pub mod kept;
@@ -20,13 +21,14 @@ mod x87;
 
 use crate::engine;
 use crate::flat::Machine;
-use generate::Program;
+use compare::PageTables;
 use iced_x86::Mnemonic;
 use kernel::{INTERRUPT, at};
 use rand::rngs::SmallRng;
 use rand::{Rng, SeedableRng};
 use std::collections::BTreeMap;
 use trimaran_cpu::engine::{Engine, EngineFactory, Interpreter, Stop};
+use trimaran_cpu::state::CpuState;
 use trimaran_jit::{Jit, JitOptions, Tier};
 
 /// The engines that are compared with the interpreter, by the names of [`engine::named`].
@@ -37,6 +39,9 @@ const LIMIT: u64 = 20_000;
 
 /// The test of [`Case::x87`].
 const X87: &str = "differential x87";
+
+/// The test of [`Case::edges`].
+const EDGES: &str = "differential edges";
 
 /// The test of [`Case::bytes`].
 const BYTES: &str = "fuzz bytes";
@@ -52,12 +57,32 @@ const FEW: &[Mnemonic] = &[
     Mnemonic::Push,
 ];
 
+/// What a case runs.
+pub trait Program {
+    /// What RAM holds at the start, and how many bytes of it there are.
+    fn images(&self) -> &[(u64, Vec<u8>)];
+    fn ram_bytes(&self) -> u64;
+    /// Sets the registers.
+    fn enter(&self, s: &mut CpuState);
+    /// Code size.
+    fn bits(&self) -> u32;
+    /// The mode, for people.
+    fn describe(&self) -> String;
+    fn page_tables(&self) -> PageTables;
+    /// How many exceptions of each vector there were, or 1 for each that there was.
+    fn exceptions(&self, m: &mut Machine) -> BTreeMap<u8, u64>;
+    /// After a HLT: has a program go on whose exceptions have no handlers but this; false: it has ended.
+    fn resume(&self, _: &mut Machine) -> bool {
+        false
+    }
+}
+
 /// A program with the budgets that it is run with.
 pub struct Case {
     pub seed: u64,
     /// Which test runs it, as cargo names it.
     test: &'static str,
-    pub program: Program,
+    pub program: Box<dyn Program>,
     /// Budget, and whether a device interrupts before it is spent.
     pub slices: Vec<(u64, bool)>,
 }
@@ -78,7 +103,18 @@ impl Case {
         Self::of(seed, BYTES, generate::bytes(seed))
     }
 
-    fn of(seed: u64, test: &'static str, program: Program) -> Self {
+    /// 16-bit code, segments that are not flat, instruction pointers that wrap.
+    pub fn edges(seed: u64) -> Self {
+        let mut rng = SmallRng::seed_from_u64(!seed);
+        // Each exception ends a slice.
+        let longest = [7, 40, 300][rng.random_range(0..3)];
+        let mut slice = || (rng.random_range(1..=longest), rng.random_ratio(1, 24));
+        let slices = (0..150).map(|_| slice()).collect();
+        Case { seed, test: EDGES, program: Box::new(edges::program(seed)), slices }
+    }
+
+    fn of(seed: u64, test: &'static str, program: generate::Program) -> Self {
+        let program = Box::new(program);
         let mut rng = SmallRng::seed_from_u64(!seed);
         let (limit, longest) = match rng.random_range(0..4) {
             0 => (LIMIT, LIMIT),
@@ -114,7 +150,7 @@ impl Case {
 
     /// A machine with the program in it.
     pub fn machine(&self, factory: &dyn EngineFactory) -> Machine {
-        let mut m = Machine::new(factory, at::RAM, at::MMIO..at::MMIO + 0x2000);
+        let mut m = Machine::new(factory, self.program.ram_bytes(), at::MMIO..at::MMIO + 0x2000);
         for (address, bytes) in self.program.images() {
             assert!(m.ram.write(*address, bytes));
         }
@@ -156,11 +192,17 @@ pub fn lockstep(
         if a != b {
             lines.push(format!("run: interpreter {a:?}, translator {b:?}"));
         }
-        let ended = a != Stop::Budget || n + 1 == slices.len();
+        let agree = a == b && lines.is_empty();
+        let resumes = agree && a == Stop::Halted && {
+            let (a, b) = (case.program.resume(&mut want), case.program.resume(&mut got));
+            a && b
+        };
+        let ended = a != Stop::Budget && !resumes || n + 1 == slices.len();
         if ended || n % often == often - 1 || !lines.is_empty() {
-            lines.extend(compare::memories(&case.program.world, &want, &got));
+            lines.extend(compare::memories(&case.program.page_tables(), &want, &got));
             // Random bytes run in devices too, and how often an engine fetches an instruction from there is its own affair.
-            lines.extend(compare::access_times(&want, &got).filter(|_| case.test != BYTES));
+            let wild = matches!(case.test, BYTES | EDGES);
+            lines.extend(compare::access_times(&want, &got).filter(|_| !wild));
         }
         if !lines.is_empty() {
             found = Some(Difference { slice: n, lines });
@@ -256,15 +298,20 @@ pub struct Survey {
 }
 
 /// See [`Survey`].
-pub fn survey(seeds: impl Iterator<Item = u64>) -> Survey {
+pub fn survey(cases: impl Iterator<Item = Case>) -> Survey {
     let mut s = Survey::default();
-    for seed in seeds {
-        let case = Case::new(seed, None);
+    for case in cases {
         let mut m = case.machine(&Interpreter);
-        let stops: Vec<Stop> = case.slices.iter().map(|&slice| step(&mut m, slice)).collect();
-        match stops.last() {
-            Some(Stop::Halted) => s.ended += 1,
-            Some(Stop::Shutdown) => s.shut_down += 1,
+        let mut stop = Stop::Budget;
+        for &slice in &case.slices {
+            stop = step(&mut m, slice);
+            if stop != Stop::Budget && !(stop == Stop::Halted && case.program.resume(&mut m)) {
+                break;
+            }
+        }
+        match stop {
+            Stop::Halted => s.ended += 1,
+            Stop::Shutdown => s.shut_down += 1,
             _ => s.stopped += 1,
         }
         let counters = m.engine.counters();
@@ -273,11 +320,8 @@ pub fn survey(seeds: impl Iterator<Item = u64>) -> Survey {
         s.code_invalidations += counters.code_invalidations;
         s.flushes += counters.tlb_flushes;
         s.mmio += counters.mmio;
-        let (stride, vector) = if case.program.world.kernel_bits() == 64 { (184, 120) } else { (64, 32) };
-        for at in (at::LOG + vector..at::LOG_END).step_by(stride) {
-            let mut bytes = [0; 2];
-            m.ram.read(at, &mut bytes);
-            *s.vectors.entry(bytes[0]).or_default() += 1;
+        for (vector, n) in case.program.exceptions(&mut m) {
+            *s.vectors.entry(vector).or_default() += n;
         }
     }
     s

@@ -260,7 +260,7 @@ impl<'a> Operands<'a> {
     }
 }
 
-fn encodes(a: &mut Assembler, x: &Instruction) -> bool {
+pub fn encodes(a: &mut Assembler, x: &Instruction) -> bool {
     let mut y = *x;
     if y.memory_base() == Register::RIP {
         y.set_memory_base(Register::RAX);
@@ -270,7 +270,7 @@ fn encodes(a: &mut Assembler, x: &Instruction) -> bool {
     a.encodes(&y)
 }
 
-fn immediate(rng: &mut SmallRng, kind: OpKind) -> i64 {
+pub fn immediate(rng: &mut SmallRng, kind: OpKind) -> i64 {
     let value = match rng.random_range(0..4) {
         0 => rng.random_range(-2..=2),
         1 => rng.random_range(0..70),

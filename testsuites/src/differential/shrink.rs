@@ -1,10 +1,11 @@
 //! Traces a difference to its cause, and prints it.
 
 use super::{Case, Difference, lockstep, step};
+use crate::flat::Machine;
 use iced_x86::{Decoder, DecoderOptions, Formatter, IntelFormatter};
 use std::fmt::Write;
 use trimaran_cpu::engine::{Interpreter, Stop};
-use trimaran_cpu::state::gpr;
+use trimaran_cpu::state::{attr, gpr, seg};
 use trimaran_jit::{Jit, JitOptions, Tier};
 
 /// The slices up to the first that ends in a difference, its budget as small as it can be.
@@ -51,13 +52,11 @@ fn culprit(case: &Case, options: JitOptions, slices: &[(u64, bool)]) -> Option<u
 pub fn describe(case: &Case, tier: &str, options: JitOptions, first: &Difference) -> String {
     let (slices, found) = shortest(case, options, first);
     let region = culprit(case, options, &slices);
-    let world = &case.program.world;
     let total: u64 = slices.iter().map(|s| s.0).sum();
     let mut out = format!(
-        "seed {} on {tier}: {:?} mode, CPL {}, warm {}, after slice {} of {}, {total} instructions in all\n",
+        "seed {} on {tier}: {}, warm {}, after slice {} of {}, {total} instructions in all\n",
         case.seed,
-        world.mode,
-        world.cpl,
+        case.program.describe(),
         options.warm,
         slices.len() - 1,
         case.slices.len(),
@@ -81,12 +80,30 @@ pub fn describe(case: &Case, tier: &str, options: JitOptions, first: &Difference
     out
 }
 
+/// Up to 15 bytes at RIP.
+fn code_bytes(m: &mut Machine) -> Vec<u8> {
+    let s = m.engine.state();
+    let (rip, base) = (s.gpr[gpr::RIP], s.seg[seg::CS].base);
+    let long = s.seg[seg::CS].attributes & attr::L != 0;
+    let mut bytes = Vec::new();
+    while bytes.len() < 15 {
+        let linear = base.wrapping_add(rip).wrapping_add(bytes.len() as u64);
+        let Some(place) = m.engine.probe(if long { linear } else { linear & 0xFFFF_FFFF }) else { break };
+        let mut byte = [0];
+        m.ram.read(place, &mut byte);
+        bytes.push(byte[0]);
+    }
+    bytes
+}
+
 /// The last instructions that the interpreter runs.
 fn trace(case: &Case, slices: &[(u64, bool)], most: u64) -> Vec<String> {
     let mut m = case.machine(&Interpreter);
     let Some((&(last, interrupt), before)) = slices.split_last() else { return Vec::new() };
     for &slice in before {
-        step(&mut m, slice);
+        if step(&mut m, slice) == Stop::Halted {
+            case.program.resume(&mut m);
+        }
     }
     let mut interrupt = interrupt;
     if last > most {
@@ -96,19 +113,14 @@ fn trace(case: &Case, slices: &[(u64, bool)], most: u64) -> Vec<String> {
     let mut out = Vec::new();
     for _ in 0..last.min(most) {
         let rip = m.engine.state().gpr[gpr::RIP];
-        let mut bytes = Vec::new();
-        while let Some(place) = (bytes.len() < 15).then(|| m.engine.probe(rip + bytes.len() as u64)).flatten()
-        {
-            let mut byte = [0];
-            m.ram.read(place, &mut byte);
-            bytes.push(byte[0]);
-        }
-        let x = Decoder::with_ip(case.program.world.bits(), &bytes, rip, DecoderOptions::NONE).decode();
+        let bytes = code_bytes(&mut m);
+        let x = Decoder::with_ip(case.program.bits(), &bytes, rip, DecoderOptions::NONE).decode();
         let mut text = String::new();
         IntelFormatter::new().format(&x, &mut text);
         let hex: Vec<_> = bytes[..x.len().min(bytes.len())].iter().map(|b| format!("{b:02x}")).collect();
         out.push(format!("{rip:#x}: {:32} {text}", hex.join(" ")));
-        if step(&mut m, (1, std::mem::take(&mut interrupt))) != Stop::Budget {
+        let stop = step(&mut m, (1, std::mem::take(&mut interrupt)));
+        if stop != Stop::Budget && !(stop == Stop::Halted && case.program.resume(&mut m)) {
             break;
         }
     }

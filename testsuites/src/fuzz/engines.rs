@@ -25,7 +25,7 @@ fn run(mut data: &[u8]) {
         let mut lines = compare::states(want.engine.state(), got.engine.state());
         let ended = a != Stop::Budget || n + 1 == SLICES;
         if ended {
-            lines.extend(compare::memories(&WORLD, &want, &got));
+            lines.extend(compare::memories(&WORLD.page_tables(), &want, &got));
         }
         assert!(a == b && lines.is_empty(), "slice {n}: {a:?}, {b:?}\n{}", lines.join("\n"));
         if ended {

@@ -51,6 +51,18 @@ fn x87_programs_emitted() {
     programs("jit-emit", 60, kept::X87, Case::x87);
 }
 
+/// 16-bit code, segments, pointers that wrap.
+#[test]
+#[cfg(target_arch = "x86_64")]
+fn edges_emitted() {
+    programs("jit-emit", 60, kept::EDGES, Case::edges);
+}
+
+#[test]
+fn edges_by_cranelift() {
+    programs("jit-cranelift", 400, kept::EDGES, Case::edges);
+}
+
 #[test]
 fn random_programs_by_cranelift() {
     random("jit-cranelift");
@@ -73,7 +85,7 @@ fn programs_are_translated() {
 /// The programs meet what they are meant to meet.
 #[test]
 fn the_programs_are_worth_running() {
-    let s = survey((1..151).chain(FIRST_WIDE..FIRST_WIDE + 150));
+    let s = survey((1..151).chain(FIRST_WIDE..FIRST_WIDE + 150).map(|seed| Case::new(seed, None)));
     println!("{s:?}");
     assert!(s.ended > 80 && s.shut_down < 15, "{s:?}");
     assert!(s.retired > 300 * 1000, "{s:?}");
@@ -81,6 +93,19 @@ fn the_programs_are_worth_running() {
         assert!(s.vectors.get(&vector).is_some_and(|&n| n >= 5), "vector {vector}: {s:?}");
     }
     assert!(s.code_invalidations > 300 && s.flushes > 300 && s.mmio > 300 && s.interrupts > 30, "{s:?}");
+}
+
+#[test]
+fn the_edges_are_worth_running() {
+    let s = survey((1..301).map(Case::edges));
+    println!("{s:?}");
+    assert!(s.ended > 150 && s.shut_down < 40 && s.retired > 500 * 300, "{s:?}");
+    for vector in [0, 6, 12, 13, 14] {
+        assert!(s.vectors.get(&vector).is_some_and(|&n| n >= 20), "vector {vector}: {s:?}");
+    }
+    assert!(s.code_invalidations > 50 && s.interrupts > 300, "{s:?}");
+    let report = run_parallel("jit-emit", &[1, 2, 3, 4, 5, 6, 7, 8], &Case::edges, 1);
+    assert!(cfg!(not(target_arch = "x86_64")) || report.translated > 500, "{} translated", report.translated);
 }
 
 /// An interpreter that once gets one bit wrong.

@@ -17,6 +17,7 @@ pub const CASES: super::List = &[
     ("fetch_from_a_device_into_an_absent_page", fetch_from_a_device_into_an_absent_page),
     ("illegal_lock", illegal_lock),
     ("restartable_strings", restartable_strings),
+    ("eip_wraps", eip_wraps),
     ("a20", a20),
 ];
 
@@ -224,6 +225,47 @@ fn restartable_strings() {
         for n in 0..0x2000 / 8 {
             assert_eq!(b.get(target + n * 8, 8), n * 0x0101_0101);
         }
+    }
+}
+
+/// EIP has 32 bits (SDM Vol. 1, "Instruction Pointer"): 0 comes behind the last byte of 4 GiB, for the next instruction and
+/// for what an interrupt pushes, in compatibility mode too.
+fn eip_wraps() {
+    const HIGH: [u64; 2] = [PAGE + 0x1_0000, PAGE + 0x1_1000];
+    for paging in [Paging::Bits32, Paging::Level4] {
+        let mut b = Bench::paged(paging);
+        if b.long {
+            b.put(TABLES + 0x1000 + 3 * 8, HIGH[0] | 7);
+            b.put(HIGH[0] + 511 * 8, HIGH[1] | 7);
+            b.put(HIGH[1] + 511 * 8, PAGE | 7);
+            b.flat.vcpu.state.seg[seg::CS].attributes ^= attr::L | attr::DB;
+        } else {
+            b.flat.ram.write(TABLES + 1023 * 4, &((HIGH[1] | 7) as u32).to_le_bytes());
+            b.flat.ram.write(HIGH[1] + 1023 * 4, &((PAGE | 7) as u32).to_le_bytes());
+        }
+        // INC EAX twice, once more at 0.
+        b.flat.ram.write(PAGE + 0xFFE, &[0x40, 0x40]);
+        b.flat.ram.write(0, &[0x40, 0xF4]);
+        let start = b.flat.vcpu.state.clone();
+        for slice in [1, 2, 100] {
+            b.flat.vcpu.state = start.clone();
+            b.flat.vcpu.state.gpr[gpr::RIP] = 0xFFFF_FFFE;
+            b.changed();
+            for _ in 0..4 {
+                b.flat.run(slice);
+                assert!(b.flat.vcpu.state.rip() >> 32 == 0, "{paging:?}, {slice}");
+            }
+            assert_eq!(
+                (b.outcome(), b.flat.vcpu.state.gpr[0]),
+                (Outcome::Halted(2), 3),
+                "{paging:?}, {slice}"
+            );
+        }
+        b.flat.vcpu.state = start;
+        b.flat.vcpu.state.gpr[gpr::RIP] = 0xFFFF_FFFE;
+        b.flat.ram.write(PAGE + 0xFFE, &[0xCD, 0x40]);
+        let raised = b.run().raised();
+        assert_eq!((raised.vector, raised.ip), (0x40, 0), "{paging:?}");
     }
 }
 
