@@ -81,10 +81,11 @@ pub trait Bus: Send + Sync {
     }
     /// IA32_TSC_DEADLINE compares with IA32_TSC: the machine must know the vCPU's offset.
     fn tsc_offset_changed(&self, _cpu: usize, _offset: u64) {}
-    /// Lends the local APIC of a machine with one processor; messages go to `sink` from then on. The processor's interrupt
-    /// request is that of the 8259As then. None: the machine keeps it, at least for now.
-    fn lend_apic(&self, _sink: &Arc<dyn ApicSink>) -> Option<ApicRegisters> {
-        None
+    /// Lends the local APIC of a machine with one processor: calls `take` with its registers, and messages go to `sink` when
+    /// that has returned true. The processor's interrupt request is that of the 8259As then. False: the machine keeps it,
+    /// at least for now.
+    fn lend_apic(&self, _sink: &Arc<dyn ApicSink>, _take: &mut dyn FnMut(&ApicRegisters) -> bool) -> bool {
+        false
     }
     /// The local APIC comes back. `registers` is called once no more messages come; if it has none yet, the APIC is lent
     /// still, and the result is false.

@@ -462,9 +462,13 @@ impl Chip for Pit {
         self.drive(cx, tick);
     }
 
+    /// Mode 2's pulse lasts one tick, but a host's thread takes far longer from its beginning to its end, and the 8259A would
+    /// withdraw a request meanwhile. Nobody is called for the beginning: the end tells of both.
     fn next_event(&self) -> Option<Nanos> {
-        let change = self.state.counters[0].next_change(self.state.seen)?;
-        Some(time_of_tick(change, HERTZ))
+        let counter = &self.state.counters[0];
+        let change = counter.next_change(self.state.seen)?;
+        let pulse = u64::from(counter.mode == 2 && !counter.out(change));
+        Some(time_of_tick(change + pulse, HERTZ))
     }
 
     fn event(&mut self, cx: &mut Cx) {
@@ -521,6 +525,18 @@ mod tests {
         assert_eq!(rises(&bench), 99);
         bench.run_until(10_000_000_000);
         assert_eq!(rises(&bench), (10 * HERTZ - 1) as usize / 11932);
+    }
+
+    /// Low when a call ends: a request that the processor has not taken yet is withdrawn for as long as the host likes.
+    #[test]
+    fn a_pulse_is_over_at_once() {
+        let mut bench = Bench::new(Pit::new());
+        program(&mut bench, 0, 0x34, 119);
+        for tick in 1..1200 {
+            bench.run_until(time_of_tick(tick, HERTZ));
+            assert_ne!(bench.effects.last(), Some(&Effect::Line { pin: OUT0, level: false }), "tick {tick}");
+        }
+        assert_eq!(rises(&bench), 1198 / 119);
     }
 
     #[test]

@@ -190,7 +190,7 @@ pub enum EngineName {
 pub enum IrqchipName {
     /// Trimaran's own chip
     User,
-    /// The kernel, for machines with one processor (an experiment: see docs/switching.md)
+    /// The kernel, for machines with one processor (see docs/switching.md)
     Split,
 }
 

@@ -235,8 +235,8 @@ impl Bus for Board {
         }
     }
 
-    fn lend_apic(&self, sink: &Arc<dyn ApicSink>) -> Option<ApicRegisters> {
-        self.lend_local_apic(sink)
+    fn lend_apic(&self, sink: &Arc<dyn ApicSink>, take: &mut dyn FnMut(&ApicRegisters) -> bool) -> bool {
+        self.lend_local_apic(sink, take)
     }
 
     fn give_back_apic(&self, registers: &mut dyn FnMut() -> Option<ApicRegisters>) -> bool {

@@ -37,6 +37,8 @@ const DESCRIPTORS: [u64; 4] = [0, 0x00CF_9B00_0000_FFFF, 0x00CF_9300_0000_FFFF, 
 /// Vectors of the 8254 outside real mode, and of the local APIC's timer.
 const TIMER: u8 = 0x20;
 const APIC_TIMER: u8 = 0x40;
+/// The 8259A's IR7, from IR0: what it says where a request is gone when the processor asks for its vector.
+const SPURIOUS: u8 = 7;
 const COM1: u32 = 0x3F8;
 
 type Asm = Result<(), IcedError>;
@@ -60,15 +62,20 @@ fn image(rounds: u32) -> Result<Image, IcedError> {
         let at = (at - u64::from(IDT32)) as usize;
         bytes[at..at + code.len()].copy_from_slice(code);
     };
-    // Twice: the first time tells where the handler is.
-    let (_, handlers) = Mode { bits: 16, rounds, handler: 0 }.assemble(REAL)?;
-    let (real, _) = Mode { bits: 16, rounds, handler: handlers[0] }.assemble(REAL)?;
-    let (protected, handlers) = Mode { bits: 32, rounds, handler: 0 }.assemble(PROTECTED)?;
-    put(u64::from(IDT32) + u64::from(TIMER) * 8, &gate(CODE32, handlers[0])[..8], 8);
+    // Twice: the first time tells where the handlers are.
+    let (_, handlers) = Mode { bits: 16, rounds, handlers: Handlers::default() }.assemble(REAL)?;
+    let (real, _) = Mode { bits: 16, rounds, handlers }.assemble(REAL)?;
+    let (protected, handlers) = Mode { bits: 32, rounds, handlers }.assemble(PROTECTED)?;
+    for (vector, handler) in [(TIMER, handlers.timer), (TIMER + SPURIOUS, handlers.spurious)] {
+        put(u64::from(IDT32) + u64::from(vector) * 8, &gate(CODE32, handler)[..8], 8);
+    }
     put(PROTECTED, &protected, LONG - PROTECTED);
-    let (long, handlers) = Mode { bits: 64, rounds, handler: 0 }.assemble(LONG)?;
-    put(u64::from(IDT64) + u64::from(TIMER) * 16, &gate(CODE64, handlers[0]), 16);
-    put(u64::from(IDT64) + u64::from(APIC_TIMER) * 16, &gate(CODE64, handlers[1]), 16);
+    let (long, handlers) = Mode { bits: 64, rounds, handlers }.assemble(LONG)?;
+    for (vector, handler) in
+        [(TIMER, handlers.timer), (TIMER + SPURIOUS, handlers.spurious), (APIC_TIMER, handlers.apic_timer)]
+    {
+        put(u64::from(IDT64) + u64::from(vector) * 16, &gate(CODE64, handler), 16);
+    }
     put(LONG, &long, END - LONG);
     put(REAL, &real, PROTECTED - REAL);
     let descriptors: Vec<u8> = DESCRIPTORS.iter().flat_map(|d| d.to_le_bytes()).collect();
@@ -89,21 +96,30 @@ fn gate(code: u16, offset: u64) -> [u8; 16] {
     gate
 }
 
+/// Addresses of a mode's handlers.
+#[derive(Clone, Copy, Default)]
+struct Handlers {
+    timer: u64,
+    apic_timer: u64,
+    spurious: u64,
+}
+
 /// The guest's code for one mode.
 struct Mode {
     bits: u32,
     rounds: u32,
-    /// Real mode's handler of IRQ 0.
-    handler: u64,
+    /// Real mode's.
+    handlers: Handlers,
 }
 
 impl Mode {
-    /// The code, and the addresses of the handlers of both timers.
-    fn assemble(&self, at: u64) -> Result<(Vec<u8>, [u64; 2]), IcedError> {
+    /// The code, and where its handlers are.
+    fn assemble(&self, at: u64) -> Result<(Vec<u8>, Handlers), IcedError> {
         let a = &mut CodeAssembler::new(self.bits)?;
-        let (mut timer, mut apic_timer) = (a.create_label(), a.create_label());
+        let (mut timer, mut apic_timer, mut spurious) =
+            (a.create_label(), a.create_label(), a.create_label());
         match self.bits {
-            16 => enter_real(a, self.handler)?,
+            16 => enter_real(a, self.handlers)?,
             32 => enter_protected(a)?,
             _ => enter_long(a)?,
         }
@@ -123,9 +139,16 @@ impl Mode {
             a.mov(eax, LOCAL_APIC + 0xB0)?;
             a.mov(dword_ptr(eax), 0)
         })?;
+        // Nothing is in service.
+        a.set_label(&mut spurious)?;
+        self.interrupt_return(a)?;
         let options = iced_x86::BlockEncoderOptions::RETURN_NEW_INSTRUCTION_OFFSETS;
         let done = a.assemble_options(at, options)?;
-        let handlers = [done.label_ip(&timer)?, done.label_ip(&apic_timer)?];
+        let handlers = Handlers {
+            timer: done.label_ip(&timer)?,
+            apic_timer: done.label_ip(&apic_timer)?,
+            spurious: done.label_ip(&spurious)?,
+        };
         Ok((done.inner.code_buffer, handlers))
     }
 
@@ -139,19 +162,19 @@ impl Mode {
         a.mov(eax, TICKS as u32)?;
         a.inc(dword_ptr(eax))?;
         end(a)?;
+        if self.bits == 64 {
+            a.pop(rax)?;
+        } else {
+            a.pop(eax)?;
+        }
+        self.interrupt_return(a)
+    }
+
+    fn interrupt_return(&self, a: &mut CodeAssembler) -> Asm {
         match self.bits {
-            64 => {
-                a.pop(rax)?;
-                a.iretq()
-            }
-            32 => {
-                a.pop(eax)?;
-                a.iretd()
-            }
-            _ => {
-                a.pop(eax)?;
-                a.iret()
-            }
+            64 => a.iretq(),
+            32 => a.iretd(),
+            _ => a.iret(),
         }
     }
 
@@ -351,7 +374,7 @@ fn vectors(a: &mut CodeAssembler) -> Asm {
 }
 
 /// Stacks, the 8254 at 10 kHz on IRQ 0, which is vector 8 as a BIOS leaves it.
-fn enter_real(a: &mut CodeAssembler, handler: u64) -> Asm {
+fn enter_real(a: &mut CodeAssembler, handlers: Handlers) -> Asm {
     a.cli()?;
     a.cld()?;
     a.xor(eax, eax)?;
@@ -359,7 +382,8 @@ fn enter_real(a: &mut CodeAssembler, handler: u64) -> Asm {
     a.mov(es, eax)?;
     a.mov(ss, eax)?;
     a.mov(esp, STACK)?;
-    a.mov(dword_ptr(8 * 4), handler as u32)?;
+    a.mov(dword_ptr(8 * 4), handlers.timer as u32)?;
+    a.mov(dword_ptr(u32::from(8 + SPURIOUS) * 4), handlers.spurious as u32)?;
     for (port, value) in [(0x43, 0x34), (0x40, 119), (0x40, 0), (0x21, 0xFE)] {
         a.mov(al, value)?;
         a.out(port, al)?;

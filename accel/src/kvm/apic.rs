@@ -29,6 +29,9 @@ const PINS: u64 = 256 - FIRST_VECTOR as u64;
 const LEVEL: u32 = 1 << 15;
 
 /// Registers by their offset divided by 16.
+const ISR: usize = 0x10;
+const TMR: usize = 0x18;
+const IRR: usize = 0x20;
 const LVT_TIMER: usize = 0x32;
 const LVT_LINT0: usize = 0x35;
 const INITIAL_COUNT: usize = 0x38;
@@ -127,21 +130,27 @@ impl KvmVcpu {
     /// Before guest code runs: the kernel has the local APIC. False: for now it cannot.
     pub(super) fn lend_apic(&mut self) -> Result<bool, String> {
         let Some(apic) = self.apic.as_mut().filter(|apic| !apic.lent) else { return Ok(true) };
-        let Some(registers) = self.vcpu.bus.lend_apic(&apic.sink) else { return Ok(false) };
+        let (mut failure, mut external) = (None, false);
+        let (vm, fd) = (&self.vm, &self.hardware.fd);
+        let lent = self.vcpu.bus.lend_apic(&apic.sink, &mut |registers| {
+            external = registers.page[LVT_LINT0] & (MASKED | DELIVERY) == EXTINT;
+            let taken = vm.watch(&open(registers)).and_then(|()| set_registers(fd, registers));
+            failure = taken.err();
+            failure.is_none()
+        });
+        if let Some(e) = failure {
+            return Err(failed("the local APIC's registers")(e));
+        }
+        if !lent {
+            return Ok(false);
+        }
         (apic.lent, apic.times) = (true, apic.times + 1);
-        let page = &registers.page;
-        let word = |first: usize, n: u32| page[first + n as usize / 32] >> (n % 32) & 1 != 0;
-        // In service or requested, and level-triggered.
-        let open = |&v: &u8| word(0x18, v.into()) && (word(0x10, v.into()) || word(0x20, v.into()));
-        let open: Vec<u8> = (FIRST_VECTOR..=255).filter(open).collect();
-        self.vm.watch(&open).map_err(failed("an interrupt's route"))?;
-        set_registers(&self.hardware.fd, &registers).map_err(failed("the local APIC's registers"))?;
         if self.fetched && self.vcpu.state.activity == Activity::Running {
             let running = kvm_mp_state { mp_state: KVM_MP_STATE_RUNNABLE };
             self.hardware.fd.set_mp_state(running).map_err(failed("to let the processor run"))?;
         }
         // Otherwise KVM would take the vector, and keep it.
-        self.ready &= page[LVT_LINT0] & (MASKED | DELIVERY) == EXTINT;
+        self.ready &= external;
         Ok(true)
     }
 
@@ -211,6 +220,13 @@ impl KvmVcpu {
         }
         Err("KVM does not heed a signal".into())
     }
+}
+
+/// Vectors that are in service or requested, and level-triggered.
+fn open(registers: &ApicRegisters) -> Vec<u8> {
+    let word = |first: usize, n: u8| registers.page[first + usize::from(n / 32)] >> (n % 32) & 1 != 0;
+    let open = |&v: &u8| word(TMR, v) && (word(ISR, v) || word(IRR, v));
+    (FIRST_VECTOR..=255).filter(open).collect()
 }
 
 /// A one-shot timer has come to its end; whether the kernel has noticed, the registers do not say.

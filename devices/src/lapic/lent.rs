@@ -90,7 +90,10 @@ impl Lapic {
         if self.deadline_mode() {
             self.state.tsc_deadline = registers.tsc_deadline;
             self.arm_deadline(cx.now);
-        } else if count != 0 || self.timer_mode() == PERIODIC && self.state.initial_count != 0 {
+        } else if self.timer_mode() == PERIODIC && self.state.initial_count != 0 {
+            // A borrower that has noticed a period's end shows the next one's count: 0 is an end that it has not.
+            self.continue_count(cx.now, count.max(1));
+        } else if count != 0 {
             self.continue_count(cx.now, count);
         } else if self.state.initial_count == 0 {
             self.state.initial_count = stopped_count;
@@ -177,6 +180,19 @@ mod tests {
         assert_eq!(bench.chip.next_event(), Some(10_300));
         bench.run_until(10_300);
         assert_eq!(bench.with(Lapic::acknowledge), Some(0x55));
+    }
+
+    #[test]
+    fn the_end_of_a_period_that_nobody_noticed_comes_at_once() {
+        let mut bench = bench(0x2_0040, 1000);
+        let mut registers = lend(&mut bench);
+        registers.page[usize::from(reg::CURRENT_COUNT)] = 0;
+        bench.now = 10_000;
+        bench.with(|chip, cx| chip.give_back(cx, &registers));
+        assert_eq!(bench.chip.next_event(), Some(10_001));
+        bench.run_until(10_001);
+        assert_eq!(bench.with(Lapic::acknowledge), Some(0x40));
+        assert_eq!(bench.chip.next_event(), Some(11_001));
     }
 
     #[test]
