@@ -6,6 +6,7 @@
 mod differential;
 mod faults;
 mod guests;
+mod injection;
 mod silicon;
 mod system;
 mod vectors;
@@ -125,8 +126,15 @@ pub struct Suite {
     runner: fn(&Setup, engine: &str) -> Result<Runner, String>,
 }
 
-pub const SUITES: &[Suite] =
-    &[system::SUITE, guests::SUITE, silicon::SUITE, vectors::SUITE, differential::SUITE, faults::SUITE];
+pub const SUITES: &[Suite] = &[
+    system::SUITE,
+    guests::SUITE,
+    silicon::SUITE,
+    vectors::SUITE,
+    differential::SUITE,
+    faults::SUITE,
+    injection::SUITE,
+];
 
 /// What the child says of a unit, one line of JSON each.
 #[derive(Serialize, Deserialize)]

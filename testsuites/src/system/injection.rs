@@ -4,9 +4,12 @@
 //! The tables lie across page borders, so that what a scene needs is on other pages than what the handler of its page
 //! fault needs. Each of these pages is made absent or read-only, alone and with all others. A fault must leave
 //! registers and memory as they were; once all pages are back the instruction must do what it does without a fault
-//! (SDM Vol. 3, "Program or Task Restart").
+//! (SDM Vol. 3, "Program or Task Restart"). The other [`KINDS`] of faults have files of their own.
 
+mod deliveries;
+mod interrupts;
 mod scenes;
+mod walks;
 
 use super::*;
 use crate::differential::compare;
@@ -96,8 +99,18 @@ impl Start {
     }
 }
 
-/// Runs all scenes on the engine of a name: how many, and how many faults were injected. An error says what is wrong.
-pub fn run(engine: &str) -> Result<(usize, usize), String> {
+/// Runs all of a kind on the engine of a name: how many faults or events there were. An error says what is wrong.
+pub type Run = fn(engine: &str) -> Result<usize, String>;
+
+pub const KINDS: &[(&str, Run)] = &[
+    ("tables", run),
+    ("walks", walks::run),
+    ("interrupts", interrupts::run),
+    ("deliveries", deliveries::run),
+];
+
+/// Runs all scenes; see [`Run`].
+fn run(engine: &str) -> Result<usize, String> {
     let mut faults = 0;
     for scene in scenes::SCENES {
         let mut b = world(engine, scene)?;
@@ -119,7 +132,7 @@ pub fn run(engine: &str) -> Result<(usize, usize), String> {
         }
         faults += injected;
     }
-    Ok((scenes::SCENES.len(), faults))
+    Ok(faults)
 }
 
 impl Scene {
@@ -165,6 +178,9 @@ fn world(engine: &str, scene: &Scene) -> Result<Bench, String> {
         b.map(*page, 7);
     }
     scenes::descriptors(&b);
+    if scene.bits == 16 {
+        scenes::enter_virtual8086(&mut b);
+    }
     (scene.set)(&mut b);
     b.changed();
     Ok(b)
@@ -172,7 +188,7 @@ fn world(engine: &str, scene: &Scene) -> Result<Bench, String> {
 
 /// Whether programs may access a page.
 fn user(scene: &Scene, page: u64) -> bool {
-    scene.bits == 32 || [DATA_PAGE, DATA_BORDER, STACK_PAGE, TARGET, CODE].contains(&page)
+    scene.bits != 64 || [DATA_PAGE, DATA_BORDER, STACK_PAGE, TARGET, CODE].contains(&page)
 }
 
 /// Runs to a HLT or into an endless jump.
@@ -199,7 +215,7 @@ fn end(b: &mut Bench, scene: &Scene) -> End {
         ram.resize(from + (range.end - range.start) as usize, 0);
         b.flat.ram.read(range.start, &mut ram[from..]);
     }
-    if scene.bits == 32 {
+    if scene.bits != 64 {
         ram[STACK0_PAGE as usize..STACK as usize].fill(0);
     }
     let mut state = b.flat.vcpu.state_whole().clone();
@@ -248,7 +264,8 @@ fn forget_pushes(end: &mut End, start: &CpuState) {
     }
 }
 
-/// The state at a page fault, as it would be after IRET of its handler, without what delivery has changed.
+/// The state at an event, most often a page fault, as it would be after IRET of its handler, without what delivery has
+/// changed.
 fn undelivered(
     b: &mut Bench,
     scene: &Scene,
@@ -264,14 +281,26 @@ fn undelivered(
     let mut got = end(b, scene);
     let s = &mut got.state;
     s.gpr[gpr::RIP] = frame.ip;
-    let outer = b.long || frame.cs & 3 != 0;
-    // Of the same level: behind error code, EIP, CS and EFLAGS.
-    s.gpr[gpr::RSP] = if outer { frame.sp } else { s.gpr[gpr::RSP] + 16 };
+    let outer = b.long || frame.cs & 3 != 0 || frame.flags & RFlags::VM.bits() != 0;
+    // Of the same level: behind the error code, which interrupts have not, EIP, CS and EFLAGS.
+    let bytes = if frame.vector == 14 { 16 } else { 12 };
+    s.gpr[gpr::RSP] = if outer { frame.sp } else { s.gpr[gpr::RSP] + bytes };
     s.rflags = RFlags::from_bits_retain(frame.flags) & !RFlags::RF;
     if frame.cs != u64::from(start.seg[seg::CS].selector)
         || outer && frame.ss != u64::from(start.seg[seg::SS].selector)
     {
         return Err(format!("CS {:#x}, SS {:#x} were pushed", frame.cs, frame.ss));
+    }
+    if frame.flags & RFlags::VM.bits() != 0 {
+        // Data segments are pushed behind ESP and SS, and null then.
+        let at = b.flat.vcpu.state.gpr[gpr::RSP] + bytes + 8;
+        for (n, register) in (0..).zip([seg::ES, seg::DS, seg::FS, seg::GS]) {
+            let (pushed, now) = (b.get(at + n * 4, 2), s.seg[register]);
+            if pushed != u64::from(start.seg[register].selector) || now != Segment::null(0) {
+                return Err(format!("data segment {register}: {pushed:#x} was pushed, it is {now:x?}"));
+            }
+            s.seg[register] = start.seg[register];
+        }
     }
     (s.seg[seg::CS], s.seg[seg::SS], s.cpl) = (start.seg[seg::CS], start.seg[seg::SS], start.cpl);
     (s.activity, s.shadow) = (before.state.activity, before.state.shadow);

@@ -14,10 +14,10 @@ pub struct Scene {
 /// Selectors on the GDT's second page; none of them is marked accessed.
 const DATA0: u16 = 0x100;
 const DATA3: u16 = 0x10B;
-const CODE0: u16 = 0x110;
+pub const CODE0: u16 = 0x110;
 const CODE3: u16 = 0x11B;
 const LDT: u16 = 0x120;
-const TASK: u16 = 0x130;
+pub const TASK: u16 = 0x130;
 const GATE: u16 = 0x143;
 /// The first entries of the LDT.
 const LOCAL_DATA: u16 = 0x0C;
@@ -126,7 +126,7 @@ fn strings(b: &mut Bench) {
 }
 
 /// A task of 32 bits.
-fn task(b: &mut Bench) {
+pub fn task(b: &mut Bench) {
     let flat = u64::from(sel::DATA0);
     let code = u64::from(sel::CODE0);
     for (offset, value) in [
@@ -150,6 +150,41 @@ const fn long(name: &'static str, cpl: u8, code: &'static [u8], set: fn(&mut Ben
 
 const fn protected(name: &'static str, cpl: u8, code: &'static [u8], set: fn(&mut Bench)) -> Scene {
     Scene { name, bits: 32, cpl, code, set }
+}
+
+/// 16-bit code in virtual-8086 mode with IOPL 3: its data segments reach the border of the operands from 1 MiB on.
+const fn virtual8086(name: &'static str, code: &'static [u8], set: fn(&mut Bench)) -> Scene {
+    Scene { name, bits: 16, cpl: 3, code, set }
+}
+
+/// Enters virtual-8086 mode before what a scene sets.
+pub fn enter_virtual8086(b: &mut Bench) {
+    let s = &mut b.flat.vcpu.state;
+    s.rflags |= RFlags::VM | RFlags::IOPL;
+    s.cpl = 3;
+    for n in [seg::ES, seg::CS, seg::SS, seg::DS, seg::FS, seg::GS] {
+        let selector = if matches!(n, seg::CS | seg::SS) { 0 } else { HIGH };
+        s.seg[n] = Segment::real(selector, 0xF3);
+    }
+    for register in [RBX, RSI, RDI] {
+        set(b, register, DATA_BORDER - 2 - (u64::from(HIGH) << 4));
+    }
+    set(b, RDX, 0x10);
+    set(b, RCX, 1);
+    b.flat.ram.write(LOW_TARGET.into(), &[0xEB, 0xFE]);
+}
+
+/// Segment of the operands of virtual-8086 mode.
+const HIGH: u16 = 0xFFFF;
+/// Code that its far transfers come to, in segment 0.
+const LOW_TARGET: u16 = 0x8200;
+
+/// What RETF and IRET find in virtual-8086 mode; POP takes the first.
+fn words(b: &mut Bench) {
+    for (n, value) in [LOW_TARGET, 0, 0x3046].into_iter().enumerate() {
+        b.flat.ram.write(STACK - 6 + n as u64 * 2, &value.to_le_bytes());
+    }
+    set(b, RSP, STACK - 6);
 }
 
 pub const SCENES: &[Scene] = &[
@@ -274,4 +309,25 @@ pub const SCENES: &[Scene] = &[
         set(b, RSP, STACK - 4);
     }),
     protected("CMPXCHG8B", 3, &[0x0F, 0xC7, 0x0B], nothing),
+    virtual8086("MOV m16 in V86", &[0x89, 0x47, 1], nothing),
+    virtual8086("PUSH m16 in V86", &[0xFF, 0x77, 1], nothing),
+    virtual8086("POP m16 in V86", &[0x8F, 0x47, 1], words),
+    virtual8086("MOVSD in V86", &[0x66, 0xA5], nothing),
+    virtual8086("REP CMPSW in V86", &[0xF3, 0xA7], nothing),
+    virtual8086("LES in V86", &[0xC4, 0x07], nothing),
+    virtual8086("BOUND in V86", &[0x62, 0x07], |b| b.put(DATA_BORDER - 2, 0x7FFF_0000)),
+    virtual8086("PUSHA in V86", &[0x60], nothing),
+    virtual8086("ENTER in V86", &[0xC8, 8, 0, 2], |b| set(b, 5, STACK - 8)),
+    virtual8086("CALL FAR m in V86", &[0xFF, 0x1F], |b| {
+        b.put(DATA_BORDER - 2, LOW_TARGET.into());
+    }),
+    virtual8086("RETF in V86", &[0xCB], words),
+    virtual8086("IRET in V86", &[0xCF], words),
+    virtual8086("INT in V86", &[0xCD, 0x05], nothing),
+    virtual8086("INT3 in V86", &[0xCC], nothing),
+    virtual8086("#UD in V86", &[0x0F, 0x0B], nothing),
+    virtual8086("#GP in V86", &[0xF4], nothing),
+    virtual8086("IN in V86", &[0xEC], nothing),
+    virtual8086("OUTSW in V86", &[0x6F], nothing),
+    virtual8086("REP INSW in V86", &[0xF3, 0x6D], nothing),
 ];
