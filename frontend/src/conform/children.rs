@@ -181,7 +181,7 @@ mod tests {
             7+2) kill -SEGV $$;;
             hang) exec sleep 100;;
             nonsense) echo nonsense;;
-            *) echo '{"Done":{"passed":1,"skipped":{},"failed":[],"forms":{}}}';;
+            *) echo '{"Done":{"passed":1,"skipped":{},"failed":[],"forms":{},"left_out":{}}}';;
         esac; done"#;
         let command = || {
             let mut command = Command::new("sh");

@@ -2,7 +2,7 @@
 
 use anyhow::{Context, bail};
 use serde::Serialize;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write;
 use std::path::{Path, PathBuf};
 use std::time::{SystemTime, UNIX_EPOCH};
@@ -65,7 +65,19 @@ fn words(cell: &Cell) -> String {
     for (why, count) in &report.skipped {
         let _ = write!(text, ", {count} skipped ({why})");
     }
+    if let Some(forms) = forms(report) {
+        let _ = write!(text, "; {forms}");
+    }
     text
+}
+
+/// How many instruction forms there were, and in how few cases the rarest stood.
+fn forms(report: &UnitReport) -> Option<String> {
+    let (rarest, cases) = report.rarest()?;
+    Some(format!(
+        "{} instruction forms, each in {cases} cases or more ({rarest} the rarest)",
+        report.forms.len()
+    ))
 }
 
 /// As few words as fit a table.
@@ -204,6 +216,19 @@ impl Report {
         sums
     }
 
+    /// Why instruction forms are never drawn, and which.
+    fn left_out(&self) -> BTreeMap<&str, BTreeSet<&str>> {
+        let mut reasons: BTreeMap<&str, BTreeSet<&str>> = BTreeMap::new();
+        for (_, _, cell) in self.cells() {
+            if let Cell::Ran(report) = cell {
+                for (form, why) in &report.left_out {
+                    reasons.entry(why).or_default().insert(form);
+                }
+            }
+        }
+        reasons
+    }
+
     fn markdown(&self) -> String {
         let mut text = format!("# Trimaran {}: conformance\n\n{}, {}. ", self.version, self.host, self.date);
         let _ = writeln!(text, "First seed {}. Passed / failed / skipped.\n", self.setup.seed);
@@ -218,7 +243,12 @@ impl Report {
         for (row, engine, cell) in self.cells() {
             let _ = writeln!(text, "- {} on {engine}: {}", row.suite, words(cell));
         }
-        let _ = writeln!(text, "\n{} instruction forms were met.", self.coverage().len());
+        let met = self.coverage().values().filter(|&&count| count > 0).count();
+        let _ = writeln!(text, "\n{met} instruction forms were met.\n");
+        for (why, forms) in self.left_out() {
+            let names: Vec<_> = forms.into_iter().collect();
+            let _ = writeln!(text, "- never drawn ({}), {why}: {}", names.len(), names.join(" "));
+        }
         for (row, engine, cell) in self.cells() {
             for case in failures(cell) {
                 let command = self.command(row.suite, engine, &case.case);
@@ -289,6 +319,9 @@ impl Report {
                         for (why, count) in &report.skipped {
                             let _ = write!(page, "<br><small>{count} skipped: {}</small>", escape(why));
                         }
+                        if let Some(forms) = forms(report) {
+                            let _ = write!(page, "<br><small>{}</small>", escape(&forms));
+                        }
                         *page += "</td>";
                     }
                 }
@@ -330,6 +363,16 @@ impl Report {
             let _ = writeln!(page, "<li>{} <i>{count}</i></li>", escape(form));
         }
         *page += "</ul>\n";
+        for (why, forms) in self.left_out() {
+            let names: Vec<_> = forms.iter().map(|form| escape(form)).collect();
+            let _ = writeln!(
+                page,
+                "<details><summary>never drawn ({}): {}</summary><p>{}</p></details>",
+                names.len(),
+                escape(why),
+                names.join(" ")
+            );
+        }
     }
 
     /// Writes a file in the form that its name tells.
@@ -375,9 +418,11 @@ mod tests {
             Report::new(&["interp".into(), "jit-emit".into()], &Setup { seed: 7, ..Setup::default() });
         let failed =
             vec![Failed { case: "12".into(), text: "    00 c0    add al, al\n  RAX: <want> 1".into() }];
-        let forms = BTreeMap::from([("Add_rm8_r8".to_owned(), 3)]);
+        let forms = BTreeMap::from([("Add_rm8_r8".to_owned(), 3), ("Sub_rm8_r8".to_owned(), 0)]);
         let skipped = BTreeMap::from([("not here".to_owned(), 2)]);
-        report.add(&SUITES[0], "interp", Cell::Ran(UnitReport { passed: 9, failed, forms, skipped }));
+        let left_out = BTreeMap::from([("Rdpmc".to_owned(), "its kernel decides".to_owned())]);
+        let ran = UnitReport { passed: 9, failed, forms, skipped, left_out };
+        report.add(&SUITES[0], "interp", Cell::Ran(ran));
         report.add(&SUITES[0], "jit-emit", Cell::Skipped("no <such> thing".into()));
         report
     }
@@ -393,6 +438,22 @@ mod tests {
             assert!(text.contains("interp") && text.contains("jit-emit"), "{text}");
         }
         assert!(json.contains("add al, al") && json.contains("no <such> thing"), "{json}");
+    }
+
+    #[test]
+    fn forms_are_counted() {
+        let report = report();
+        let line = line("silicon", "interp", &report.rows[0].cells["interp"]);
+        assert!(
+            line.ends_with("2 instruction forms, each in 0 cases or more (Sub_rm8_r8 the rarest)"),
+            "{line}"
+        );
+        let markdown = report.markdown();
+        assert!(markdown.contains("\n1 instruction forms were met."), "{markdown}");
+        for text in [markdown, report.html()] {
+            assert!(text.contains("its kernel decides") && text.contains("Rdpmc"), "{text}");
+            assert!(text.contains("each in 0 cases or more (Sub_rm8_r8 the rarest)"), "{text}");
+        }
     }
 
     #[test]

@@ -85,8 +85,10 @@ pub struct UnitReport {
     /// Why, and how many.
     pub skipped: BTreeMap<String, u64>,
     pub failed: Vec<Failed>,
-    /// Instruction forms that were met, by iced's names, and how often.
+    /// In how many cases instruction forms stood, by iced's names; 0 where none did that could be drawn.
     pub forms: BTreeMap<String, u64>,
+    /// Forms that are never drawn, and why.
+    pub left_out: BTreeMap<String, String>,
 }
 
 impl UnitReport {
@@ -109,6 +111,12 @@ impl UnitReport {
         self.failed.extend(other.failed);
         other.skipped.into_iter().for_each(|(why, n)| *self.skipped.entry(why).or_default() += n);
         other.forms.into_iter().for_each(|(form, n)| *self.forms.entry(form).or_default() += n);
+        self.left_out.extend(other.left_out);
+    }
+
+    /// The form that stood in the fewest cases, and in how many.
+    pub fn rarest(&self) -> Option<(&str, u64)> {
+        self.forms.iter().map(|(form, &n)| (form.as_str(), n)).min_by_key(|&(_, n)| n)
     }
 }
 

@@ -24,11 +24,18 @@ fn units(setup: &Setup, engine: &str) -> Result<Vec<String>, String> {
 }
 
 #[cfg(all(target_os = "linux", target_arch = "x86_64"))]
-fn runner(_: &Setup, engine: &str) -> Result<Runner, String> {
+fn runner(setup: &Setup, engine: &str) -> Result<Runner, String> {
+    use super::UnitReport;
     use crate::silicon::{Bench, families};
     let mut bench = Bench::new(engine, None)?;
+    // The first unit's report tells of forms that are not met, too.
+    let mut nothing_met = UnitReport::default();
+    if setup.case.is_none() {
+        nothing_met.forms = bench.forms().map(|form| (form, 0)).collect();
+        nothing_met.left_out = bench.left_out().collect();
+    }
     Ok(Box::new(move |unit| {
-        let mut report = super::UnitReport::default();
+        let mut report = std::mem::take(&mut nothing_met);
         let (first, count) = super::seeds_of(unit);
         for seeds in families(first, count) {
             let cases = seeds.end - seeds.start;

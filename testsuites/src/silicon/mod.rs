@@ -71,6 +71,16 @@ impl Bench {
         Ok(Bench { rig: Rig::new(engine)?, generator: Generator::new(only) })
     }
 
+    /// Names of the forms that are drawn.
+    pub fn forms(&self) -> impl Iterator<Item = String> {
+        self.generator.codes().map(|code| format!("{code:?}"))
+    }
+
+    /// Names of those that are never drawn, and why.
+    pub fn left_out(&self) -> impl Iterator<Item = (String, String)> {
+        self.generator.left_out().iter().map(|(form, why)| (form.clone(), (*why).to_owned()))
+    }
+
     /// Runs the cases that once found something. An error names the first that differs.
     fn run_kept(&mut self) -> Result<(), String> {
         for seed in kept::SEEDS {
