@@ -364,6 +364,10 @@ mod tests {
         Entry { read: page << 12, write: page << 12, execute: no_tag(slot(page << 12)), addend: page }
     }
 
+    fn note(page: u64) -> Note {
+        Note { linear: page << 12, ..Note::default() }
+    }
+
     #[test]
     fn no_address_of_a_slot_has_its_tag_for_nothing() {
         for index in 0..ENTRIES {
@@ -373,13 +377,29 @@ mod tests {
     }
 
     #[test]
+    fn what_a_later_walk_forbade_does_not_come_back() {
+        let mut tlb = Tlb::default();
+        let page = 9 << 12;
+        let may_write = entry(9);
+        let mut fill = |page: u64, entry| tlb.fill(Class::User, page, entry, note(page >> 12), false);
+        let other = (10..).map(|n| n << 12).find(|&p| slot(p) == slot(page)).expect("a page of the slot");
+        fill(page, may_write);
+        fill(other, entry(other >> 12));
+        fill(page, may_write);
+        fill(page, Entry { write: no_tag(slot(page)), ..may_write });
+        assert!(!tlb.recall(Class::User, page, 8, true), "it may only be read now");
+        assert!(tlb.recall(Class::User, other, 8, true));
+        assert!(tlb.recall(Class::User, page, 8, false));
+    }
+
+    #[test]
     fn evicted_pages_come_back_until_something_is_dropped() {
         let mut tlb = Tlb::default();
         let mut of_slot_5 = (0..).filter(|page| slot(page << 12) == 5);
         let pages: [u64; 3] = std::array::from_fn(|_| of_slot_5.next().unwrap());
         assert!(!tlb.recall(Class::User, 0, 1, false), "nothing was evicted");
         for page in pages {
-            tlb.fill(Class::User, page << 12, entry(page), Note::default(), false);
+            tlb.fill(Class::User, page << 12, entry(page), note(page), false);
         }
         for page in [pages[0], pages[1], pages[2], pages[0]] {
             assert!(tlb.recall(Class::User, page << 12, 8, true));
@@ -393,8 +413,8 @@ mod tests {
             t.flush_page(9 << 12);
         };
         for drop in [|t: &mut Tlb| t.flush(0), invlpg, Tlb::drop_writes] {
-            tlb.fill(Class::User, pages[0] << 12, entry(pages[0]), Note::default(), false);
-            tlb.fill(Class::User, pages[1] << 12, entry(pages[1]), Note::default(), false);
+            tlb.fill(Class::User, pages[0] << 12, entry(pages[0]), note(pages[0]), false);
+            tlb.fill(Class::User, pages[1] << 12, entry(pages[1]), note(pages[1]), false);
             drop(&mut tlb);
             assert!(!tlb.recall(Class::User, pages[0] << 12, 1, false));
         }

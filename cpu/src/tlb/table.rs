@@ -48,8 +48,14 @@ impl Table {
         if !note.global && self.local.len() <= MOST_LOCAL {
             self.local.push(slot as u16);
         }
-        self.victims[self.next_victim] = (slot, self.entries[slot], self.notes[slot]);
-        self.next_victim = (self.next_victim + 1) % VICTIMS;
+        // Of the same page only what was walked last counts: it may allow less.
+        for victim in self.victims.iter_mut().filter(|v| v.0 == slot && v.2.linear == note.linear) {
+            victim.1 = Entry::invalid(slot);
+        }
+        if self.notes[slot].linear != note.linear {
+            self.victims[self.next_victim] = (slot, self.entries[slot], self.notes[slot]);
+            self.next_victim = (self.next_victim + 1) % VICTIMS;
+        }
         (self.entries[slot], self.notes[slot]) = (entry, note);
     }
 

@@ -4,7 +4,8 @@
 /// memory was fetched twice. 304686: VPMASKMOVQ with an empty mask made a page dirty.
 /// 310101377: a store that is not aligned made a page dirty before its #GP.
 /// 500469267: page tables in a device were read before the count of instructions was settled.
-pub const SEEDS: &[u64] = &[1, 2, 5, 50, 534, 756, 852, 304686, 310101377, 500469267];
+/// 701566747: a TLB entry came back that a later walk of the page tables had replaced by one with fewer rights.
+pub const SEEDS: &[u64] = &[1, 2, 5, 50, 534, 756, 852, 304686, 310101377, 500469267, 701566747];
 
 /// The same for x87 programs. 200028258: an exchanged register came back to memory that a popped one had been left in.
 pub const X87: &[u64] = &[200028258];
