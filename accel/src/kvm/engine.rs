@@ -246,6 +246,9 @@ impl KvmVcpu {
         let (bus, id) = (&self.vcpu.bus, self.vcpu.id);
         let apic_base = bus.read_apic_msr(id, 0x1B).and_then(Result::ok).unwrap_or(0);
         let state = &self.vcpu.state;
+        if state.cr0 & cr0::PG != 0 {
+            self.vm.forget_translations().map_err(|e| e.to_string())?;
+        }
         registers::load(&self.hardware, state, apic_base, bus.task_priority(id))?;
         self.ready = state.rflags.contains(RFlags::IF) && state.shadow == Shadow::None;
         self.loaded = true;

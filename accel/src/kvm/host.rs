@@ -4,7 +4,10 @@ use super::apic;
 use super::hardware::time_stamp;
 use super::vm::msr_filter;
 use crate::Unavailable;
-use kvm_bindings::{KVM_CAP_SREGS2, KVM_CAP_VCPU_ATTRIBUTES, KVM_MAX_CPUID_ENTRIES, kvm_cpuid_entry2};
+use kvm_bindings::{
+    KVM_CAP_EXIT_ON_EMULATION_FAILURE, KVM_CAP_SREGS2, KVM_CAP_VCPU_ATTRIBUTES, KVM_MAX_CPUID_ENTRIES,
+    kvm_cpuid_entry2, kvm_enable_cap,
+};
 use kvm_ioctls::{Cap, VcpuFd, VmFd};
 use std::os::raw::c_ulong;
 use vmm_sys_util::errno::Error;
@@ -75,6 +78,12 @@ fn create_vm(kvm: &kvm_ioctls::Kvm, split: bool) -> Result<VmFd, Unavailable> {
         apic::split(&vm).map_err(refused("a local APIC in the kernel"))?;
     }
     msr_filter(&vm, split).map_err(refused("an MSR filter"))?;
+    // Otherwise what KVM cannot emulate is #UD to programs, at CPL 1 to 3.
+    let exits =
+        kvm_enable_cap { cap: KVM_CAP_EXIT_ON_EMULATION_FAILURE, args: [1, 0, 0, 0], ..Default::default() };
+    if vm.check_extension_raw(exits.cap.into()) > 0 {
+        vm.enable_cap(&exits).map_err(refused("exits where it cannot emulate"))?;
+    }
     Ok(vm)
 }
 

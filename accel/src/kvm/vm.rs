@@ -17,6 +17,8 @@ use vmm_sys_util::errno;
 const IA32_TSC: u32 = 0x10;
 const IA32_TSC_DEADLINE: u32 = 0x6E0;
 const ONE_MIB: u64 = 1 << 20;
+/// An address beyond what guests' page tables can hold.
+const SPARE: u64 = 1 << 45;
 
 /// The lock's content even if a thread panicked with it.
 pub fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -106,7 +108,7 @@ impl Vm {
                 continue;
             }
             let number = slots.iter().position(Option::is_none).unwrap_or(slots.len());
-            if number == self.host.max_slots {
+            if number == self.spare_slot() {
                 return Err(Unavailable::Refused {
                     operation: "another memory slot",
                     error: format!("it has {number}"),
@@ -157,6 +159,20 @@ impl Vm {
             }
         }
         Ok(())
+    }
+
+    /// Has KVM forget what it made of the guest's page tables: it sees neither that the interpreter writes them nor that the
+    /// guest invalidates a translation there. A slot that goes takes all of it along (KVM API, KVM_X86_QUIRK_SLOT_ZAP_ALL).
+    pub fn forget_translations(&self) -> Result<(), Unavailable> {
+        let spare = MemoryRange { start: SPARE, len: PAGE, offset: 0, writable: false };
+        let _slots = locked(&self.slots);
+        self.set_slot(self.spare_slot(), &spare, PAGE)?;
+        self.set_slot(self.spare_slot(), &spare, 0)
+    }
+
+    /// The last one, which is no machine's.
+    fn spare_slot(&self) -> usize {
+        self.host.max_slots.saturating_sub(1)
     }
 
     pub fn memory_slots(&self) -> usize {

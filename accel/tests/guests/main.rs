@@ -104,6 +104,42 @@ fn the_map_changes_under_the_guest() {
     assert!(b.log().contains(&Access::Write(ROM, 8, 5)));
 }
 
+/// KVM has used a page table; the guest changes it in a turn of the interpreter, which KVM does not see.
+#[test]
+fn translations_that_the_interpreter_changes_are_forgotten() {
+    let Some(kvm) = kvm_with(&[Trial::LongMode]) else { return };
+    let mut b = Bench::new(&kvm, 1);
+    const TABLE: u64 = TABLES + 0x4000;
+    const MAPPED: u64 = 0x20_0000;
+    const CHANGES: u64 = CODE + 0x100;
+    b.place(64, CODE, |a| {
+        a.mov(rbx, qword_ptr(MAPPED))?;
+        a.out(STOP_PORT as i32, al)
+    });
+    b.place(64, CHANGES, |a| {
+        a.mov(qword_ptr(TABLE), 0x6007)?;
+        a.invlpg(byte_ptr(MAPPED))?;
+        a.hlt()
+    });
+    b.put(0x5000, 5);
+    b.put(0x6000, 6);
+    let [supervisor, user] = [0, 3].map(|cpl| b.prepared(Mode::Long, cpl));
+    b.put(TABLES + 0x2008, TABLE | 7);
+    b.put(TABLE, 0x5007);
+    let read = |b: &mut Bench| {
+        b.set_state(user.clone());
+        assert_eq!(b.run(), Stop::Asked);
+        b.state().gpr[gpr::RBX]
+    };
+    assert_eq!(read(&mut b), 5);
+    let mut changes = supervisor;
+    changes.gpr[gpr::RIP] = CHANGES;
+    b.set_state(changes);
+    // The interpreter runs small budgets.
+    assert_eq!(b.engines[0].run(100), Stop::Halted);
+    assert_eq!(read(&mut b), 6);
+}
+
 #[test]
 fn protected_mode_runs() {
     let Some(kvm) = kvm_with(&[Trial::ProtectedMode]) else { return };
