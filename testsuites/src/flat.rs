@@ -1,6 +1,7 @@
 //! The smallest machine a processor runs in: RAM from address 0, no devices, ports that can be scripted.
 
 use crate::engine;
+use crate::system::lacks;
 use std::ops::Range;
 use std::sync::atomic::{AtomicU32, Ordering::SeqCst};
 use std::sync::mpsc::{RecvTimeoutError, channel};
@@ -187,7 +188,7 @@ impl Flat {
 
     /// Runs up to `budget` instructions.
     pub fn run(&mut self, budget: u64) -> Stop {
-        let Some(other) = &mut self.other else { return self.vcpu.run(budget) };
+        let Some(other) = &mut self.other else { return lacks::run(self, budget) };
         other.state().clone_from(self.vcpu.state_whole());
         other.state_changed();
         let stop = within(&self.bus.fence, || other.run(budget));

@@ -4,6 +4,7 @@ use super::{Runner, Setup, Suite, UnitReport, words};
 use crate::engine;
 use crate::flat::REFUSED;
 use crate::system::cases::SUBJECTS;
+use crate::system::lacks;
 use std::panic::catch_unwind;
 
 /// The engine that can be less of a processor than the others.
@@ -46,8 +47,8 @@ fn runner(_: &Setup, engine: &str) -> Result<Runner, String> {
     }))
 }
 
-/// A case on an engine that can be less of a processor. Where the interpreter, as that processor, cannot do it either, the
-/// case is not for it.
+/// A case on an engine that can be less of a processor. Where the interpreter, as that processor, cannot do it either, or the
+/// case fails where its programs meet what that processor is shown to lack, the case is not for it.
 fn on_less(report: &mut UnitReport, unit: &str, run: fn()) {
     if catch_unwind(|| engine::stand_in(run)).is_err() {
         report.skipped.insert("the host's KVM lacks features that the case is about".into(), 1);
@@ -57,6 +58,9 @@ fn on_less(report: &mut UnitReport, unit: &str, run: fn()) {
     let words = words(&*payload);
     match words.split_once(REFUSED) {
         Some((_, why)) => _ = report.skipped.insert(why.to_owned(), 1),
-        None => report.note(&unit, Err(words)),
+        None => match lacks::of(run) {
+            none if none.is_empty() => report.note(&unit, Err(words)),
+            some => _ = report.skipped.insert(format!("the host's KVM lacks {}", some.join("; ")), 1),
+        },
     }
 }

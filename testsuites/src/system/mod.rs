@@ -4,6 +4,7 @@
 
 pub mod cases;
 pub mod injection;
+pub mod lacks;
 
 use crate::engine;
 use crate::flat::Flat;

@@ -11,7 +11,7 @@ mod code_fetch;
 mod debug_events;
 mod la57;
 mod models;
-mod modes;
+pub(super) mod modes;
 mod msrs;
 mod paging;
 mod privilege;

@@ -18,7 +18,7 @@ pub const CASES: super::List = &[
 ];
 
 /// Real-address mode at 0:[`CODE`] with an IVT of HLTs.
-pub(super) fn real() -> Bench {
+pub(in crate::system) fn real() -> Bench {
     let mut b = Bench::protected();
     for vector in 0..256 {
         b.flat.ram.write(vector * 4, &((STUBS + vector) as u32).to_le_bytes());

@@ -352,7 +352,10 @@ fn invalidation() {
     assert_eq!(run(false, &invlpg), 2);
     assert_eq!(run(true, &invlpg), 2);
     assert_eq!(run(false, &load), 2);
-    assert_eq!(run(true, &load), 1, "a global page stays over MOV to CR3");
+    // It may stay ("Caching Translation Information": a processor may drop any at any time); with our engines it does.
+    let kept = run(true, &load);
+    let may_go = crate::engine::of_programs() == "kvm";
+    assert!(kept == 1 || may_go && kept == 2, "a global page stays over MOV to CR3, not {kept}");
     assert_eq!(run(true, &pge), 2);
 }
 
