@@ -478,6 +478,14 @@ fn kvm() -> Result<(), String> {
     let kvm: Arc<dyn EngineFactory> = Arc::new(kvm);
     let (interp, jit) = (engine::named("interp")?, engine::named("jit")?);
     let config = || modes_guest::config(300);
+    // One that leaves before KVM has run it comes back.
+    let early = MachineConfig { deterministic: false, model: model.clone(), ..config()? };
+    let mut early = Guest::create(early, &kvm)?.machine;
+    early.switch_engine(&interp).map_err(|e| e.to_string())?;
+    early.start();
+    std::thread::sleep(Duration::from_millis(20));
+    early.switch_engine(&kvm).map_err(|e| format!("a machine that left at once: {e}"))?;
+    drop(early);
     let expected = run_switched(config()?, std::slice::from_ref(&interp), &[], TOO_LATE)?;
     // The first three are written in real mode, the fourth in protected mode.
     let ports = [(0x43, &interp), (0x40, &kvm), (0x21, &interp), (0x20, &kvm)];

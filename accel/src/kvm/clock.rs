@@ -92,6 +92,11 @@ impl Tsc {
         Ok(offset)
     }
 
+    /// The vCPU's offset is one that [`Tsc::follow`] has found.
+    pub fn is_applied(&self) -> bool {
+        self.applied.is_some()
+    }
+
     /// The vCPU was given another state.
     pub fn forget(&mut self) {
         self.applied = None;

@@ -150,6 +150,13 @@ impl KvmVcpu {
         Ok(())
     }
 
+    /// Nobody has run the guest yet, and its TSC will be the host's.
+    fn has_no_time(&self) -> bool {
+        let s = &self.vcpu.state;
+        let begun = s.retired != 0 || s.msr.tsc_offset != 0 && !self.tsc.is_applied();
+        !begun && !self.report.works(Trial::TimeStamp)
+    }
+
     /// Looks at the attention word.
     pub(super) fn boundary(&mut self) -> Result<Option<Stop>, String> {
         let shared = self.vcpu.shared.clone();
@@ -393,7 +400,12 @@ impl Engine for KvmVcpu {
     }
 
     fn state(&mut self) -> &mut CpuState {
-        if let Err(reason) = self.fetch() {
+        let fetched = match self.fetch() {
+            // Whoever goes on with a machine before KVM has run it can give it back only if it has the host's time.
+            Ok(()) if self.has_no_time() => self.set_time(),
+            other => other,
+        };
+        if let Err(reason) = fetched {
             self.fail(reason);
         }
         &mut self.vcpu.state

@@ -560,6 +560,27 @@ fn a20() {
     }
 }
 
+/// Where guests see the host's TSC, other engines have to count on from there, or the machine cannot come back.
+#[test]
+fn a_machine_that_left_before_kvm_ran_it_comes_back() {
+    use trimaran_cpu::bus::Bus;
+    let Some(kvm) = kvm() else { return };
+    if kvm.report().works(Trial::TimeStamp) {
+        return println!("skipped: the host's KVM has {}", Trial::TimeStamp);
+    }
+    let mut b = Bench::new(&kvm, 1);
+    let state = CpuState { retired: 1, ..b.state() };
+    let back = kvm.accepts(&Takeover {
+        model: &kvm.reduce(&Model::default()),
+        deterministic: false,
+        states: &[&state],
+        time_stamps: &[b.bus.clock(0).wrapping_add(state.msr.tsc_offset)],
+        counts: false,
+        points: false,
+    });
+    assert_eq!(back, Ok(()));
+}
+
 #[test]
 fn takeovers_are_refused_with_a_reason() {
     let Some(kvm) = kvm() else { return };
