@@ -168,8 +168,10 @@ const OTHER_ENGINES: &[(&str, &str)] = &[
 fn run_step(root: &Path, engine: &str, step: &str, env: &[(String, String)]) -> Result<()> {
     let mut env = env.to_vec();
     env.push(("TRIMARAN_ENGINE".into(), engine.into()));
-    // A case there is a program of thousands of instructions, on all tiers.
-    let dearer = [("differential", 100), ("fuzz", 2000)].into_iter().find(|(test, _)| step.contains(test));
+    // A case there is a program of thousands of instructions, on all tiers; or there are so many for each of 600 forms.
+    let dearer = [("differential", 100), ("fuzz", 2000), ("trimaran-cpu", 50)]
+        .into_iter()
+        .find(|(test, _)| step.contains(test));
     if let Some((_, times)) = dearer
         && let Some((_, value)) = env.iter_mut().find(|(name, _)| name == "TRIMARAN_CASES")
     {
