@@ -544,7 +544,7 @@ fn kvm_split() -> Result<(), String> {
         other => return Err(format!("with two processors: {:?}", other.map(|_| ()))),
     }
     let others = [engine::named("interp")?, kvm.clone(), engine::named("jit")?, kvm.clone()];
-    let rounds = if long() { 3_000 } else { 300 };
+    let rounds = if long() { 3_000 } else { 100 };
     let modes = || modes_guest::config(300);
     let expected = run_switched(modes()?, &others[..1], &[], TOO_LATE)?.serial;
     let all = [
