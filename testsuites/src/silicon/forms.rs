@@ -42,7 +42,10 @@ impl Forms {
         left_out.retain(|code, _| !found.contains_key(code));
         let missed = Code::values().filter(|code| exists(*code, &features) && !found.contains_key(code));
         for code in missed {
-            left_out.entry(code).or_insert("aliases, AMD's 16-bit branches, WAIT with its instruction: iced decodes their bytes as other forms");
+            let mut x = Instruction::default();
+            x.set_code(code);
+            let other = "aliases, AMD's 16-bit branches, WAIT with its instruction: iced decodes their bytes as other forms";
+            left_out.entry(code).or_insert_with(|| excluded(&x).unwrap_or(other));
         }
         let left_out = left_out.into_iter().map(|(code, why)| (format!("{code:?}"), why)).collect();
         let mut drawn: Vec<_> = found.into_iter().collect();
@@ -142,7 +145,7 @@ pub fn excluded(x: &Instruction) -> Option<&'static str> {
         _ => None,
     };
     by_name.or_else(|| {
-        if x.memory_index().is_vector_register() {
+        if x.is_vsib() {
             Some("a gather reaches wherever its indices say; cpu/src/simd/tests has them")
         } else if !trimaran_cpu::features::host_has(x) {
             Some("the host has not the feature")
