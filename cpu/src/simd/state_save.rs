@@ -73,9 +73,13 @@ fn check_mxcsr(v: &mut Vcpu, value: u32) -> Result<(), Exit> {
     if value & !mxcsr::WRITABLE != 0 { Err(v.protection()) } else { Ok(()) }
 }
 
-/// The linear address of an area of `size` bytes: #GP(0) unless aligned.
+/// The linear address of an area of `size` bytes: #GP(0) unless aligned, but that it is not canonical (#SS) comes first, as
+/// on silicon.
 fn area(v: &mut Vcpu, i: &Insn, size: usize, alignment: u64, write: bool) -> Result<u64, Exit> {
     let address = v.operand_address(i, size as u32, write)?;
+    if v.state.long_mode() && !v.state.canonical(address) {
+        v.load::<1>(i.seg, address)?;
+    }
     if address & (alignment - 1) != 0 {
         return Err(v.protection());
     }
@@ -126,6 +130,8 @@ fn put_x87(image: &mut [u8], x: &X87, wide: bool) {
 fn get_x87(image: &[u8], x: &mut X87, wide: bool) {
     x.control = word(image, 0) & 0x1F7F | 0x40;
     x.status = word(image, 2);
+    // Which of the image's exceptions wait, its control word says.
+    x.summarize();
     x.valid = image[4];
     x.opcode = word(image, 6) & 0x7FF;
     if wide {
@@ -175,6 +181,8 @@ fn fxsave(v: &mut Vcpu, i: &Insn, wide: bool) -> Result<(), Exit> {
     let address = area(v, i, HEADER, 16, true)?;
     let mut image = [0; 464];
     let size = XMM + vector_count(&v.state) * 16;
+    // As silicon does, also of what stays.
+    v.check_store(i.seg, address, HEADER as u64)?;
     put_x87(&mut image, &v.state.x87, wide);
     put_mxcsr(&mut image, &v.state);
     put_vectors(&mut image, XMM, &v.state, 0);

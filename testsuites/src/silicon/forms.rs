@@ -13,6 +13,8 @@ pub type Template = Vec<u8>;
 /// See the head of this file.
 pub struct Forms {
     pub drawn: Vec<(Code, Vec<Template>)>,
+    /// Those that load or store images of the x87 unit; they stand alone.
+    pub images: Vec<(Code, Vec<Template>)>,
     /// Forms that are never drawn, and why.
     pub left_out: BTreeMap<String, &'static str>,
 }
@@ -51,7 +53,8 @@ impl Forms {
         let mut drawn: Vec<_> = found.into_iter().collect();
         drawn.sort_by_key(|f| f.0 as usize);
         drawn.retain(|f| only.is_none_or(|o| format!("{:?}", f.0).to_lowercase().starts_with(o)));
-        Forms { drawn, left_out }
+        let (images, drawn) = drawn.into_iter().partition(|f| image(f.0.mnemonic()).is_some());
+        Forms { drawn, images, left_out }
     }
 }
 
@@ -60,6 +63,23 @@ fn exists(code: Code, features: &Features) -> bool {
     let mut x = Instruction::default();
     x.set_code(code);
     code.op_code().is_instruction() && code.op_code().mode64() && features.allows(&x)
+}
+
+/// What an image of the x87 unit is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Image {
+    Load,
+    Store,
+}
+
+/// Whether an instruction loads or stores an image of the x87 unit, last-instruction pointers among it.
+pub fn image(mnemonic: Mnemonic) -> Option<Image> {
+    use Mnemonic as M;
+    match mnemonic {
+        M::Fldenv | M::Frstor | M::Fxrstor | M::Fxrstor64 => Some(Image::Load),
+        M::Fnstenv | M::Fnsave | M::Fxsave | M::Fxsave64 => Some(Image::Store),
+        _ => None,
+    }
 }
 
 /// Why an instruction cannot be compared: it needs a kernel, or its result is the host's own business. None: it can.
@@ -115,16 +135,6 @@ pub fn excluded(x: &Instruction) -> Option<&'static str> {
         | M::Wrfsbase
         | M::Wrgsbase => Some("the host's descriptor tables, segment bases and UMIP setting"),
         M::Popf | M::Popfq => Some("may set TF or AC"),
-        M::Fnstenv
-        | M::Fnsave
-        | M::Fldenv
-        | M::Frstor
-        | M::Fxsave
-        | M::Fxsave64
-        | M::Fxrstor
-        | M::Fxrstor64 => {
-            Some("an image with last-instruction pointers, which AMD and Intel keep differently")
-        }
         M::Xsave
         | M::Xsave64
         | M::Xsavec

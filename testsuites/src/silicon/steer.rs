@@ -1,6 +1,7 @@
 //! Aims instructions at something interesting: addresses in registers and displacements, values in memory, counts.
 
 use super::case::{Case, at};
+use super::forms::{Image, image};
 use super::values;
 use iced_x86::{
     ConstantOffsets, Decoder, DecoderOptions, FlowControl, Instruction, Mnemonic, OpKind, Register,
@@ -63,6 +64,9 @@ impl Aims {
     /// Values that an instruction's outcome turns on.
     fn shape(&self, rng: &mut SmallRng, mnemonic: Mnemonic, place: Option<usize>, case: &mut Case) {
         use Mnemonic as M;
+        if image(mnemonic) == Some(Image::Load) {
+            return load_image(rng, mnemonic, place, case);
+        }
         if let Some(at) = place.filter(|at| at + 16 <= at::WRITABLE_BYTES) {
             if rng.random_bool(0.6) {
                 case.memory[at..at + 16].copy_from_slice(&values::vector(rng).to_le_bytes());
@@ -84,6 +88,23 @@ impl Aims {
                 2..5 => 0,
                 _ => rng.random_range(0..40),
             };
+        }
+    }
+}
+
+/// Most images are such as were stored once, but for a byte now and then.
+fn load_image(rng: &mut SmallRng, mnemonic: Mnemonic, place: Option<usize>, case: &mut Case) {
+    let area = values::floating(rng).to_area();
+    let bytes = match mnemonic {
+        Mnemonic::Fxrstor | Mnemonic::Fxrstor64 => &area[..512],
+        _ => &area[..28],
+    };
+    if let Some(at) = place.filter(|at| at + bytes.len() <= at::WRITABLE_BYTES)
+        && rng.random_ratio(7, 8)
+    {
+        case.memory[at..at + bytes.len()].copy_from_slice(bytes);
+        if rng.random_ratio(1, 4) {
+            case.memory[at + rng.random_range(0..bytes.len())] = rng.random();
         }
     }
 }

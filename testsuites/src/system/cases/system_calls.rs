@@ -11,6 +11,7 @@ pub const CASES: super::List = &[
     ("single_steps_over_system_calls", single_steps_over_system_calls),
     ("sysenter_and_sysexit", sysenter_and_sysexit),
     ("coprocessor_availability", coprocessor_availability),
+    ("restored_status", restored_status),
     ("save_area_checks", save_area_checks),
     ("alignment_check", alignment_check),
     ("long_mode_instructions", long_mode_instructions),
@@ -217,6 +218,21 @@ fn coprocessor_availability() {
     assert_eq!(r.fault(), (16, 0));
 }
 
+/// FXRSTOR: ES and B follow from exceptions and masks, whatever the image says (as silicon does it).
+fn restored_status() {
+    for (control, status, want) in [(0x37F, 0xFFFF, 0x7F7F), (0x37E, 1, 0x8081), (0x37E, 0x8082, 2)] {
+        let mut b = Bench::long();
+        b.flat.vcpu.state.cr4 |= cr4::OSFXSR;
+        b.put(PAGE, control | status << 16);
+        b.code(|a| {
+            a.fxrstor(ptr(PAGE))?;
+            a.hlt()
+        });
+        b.run().halted();
+        assert_eq!(b.flat.vcpu.state.x87.status, want, "{control:x}, {status:x}");
+    }
+}
+
 /// FXSAVE and FXRSTOR: alignment, MXCSR's reserved bits; XRSTOR's header.
 fn save_area_checks() {
     let case = |f: &dyn Fn(&mut Bench), g: &dyn Fn(&mut CodeAssembler) -> Result<(), iced_x86::IcedError>| {
@@ -234,6 +250,14 @@ fn save_area_checks() {
     };
     assert_eq!(case(&|_| (), &|a| a.fxsave(ptr(PAGE + 8))).fault(), (13, 0));
     case(&|_| (), &|a| a.fxsave(ptr(PAGE + 16))).halted();
+    let wild = |a: &mut CodeAssembler| {
+        a.mov(rbp, 1u64 << 63 | 8)?;
+        a.fxsave(ptr(rbp + 0))
+    };
+    assert_eq!(case(&|_| (), &wild).fault(), (12, 0), "not canonical before not aligned");
+    // The bytes that FXSAVE does not write must be writable too, as on silicon.
+    let absent = |b: &mut Bench| b.map(PAGE + 0x1000, 2);
+    assert_eq!(case(&absent, &|a| a.fxsave(ptr(PAGE + 0x1000 - 432))).fault(), (14, 2));
     assert_eq!(case(&|b| b.put(PAGE + 24, 1 << 16), &|a| a.fxrstor(ptr(PAGE))).fault(), (13, 0));
     assert_eq!(case(&|_| (), &|a| a.xsave(ptr(PAGE + 16))).fault(), (13, 0));
     case(&|_| (), &|a| {
