@@ -227,10 +227,10 @@ fn pointers(case: &Case) -> Vec<Range<usize>> {
         let r = register.full_register();
         Some(if r.is_gpr() { case.gpr[r.number()] } else { 0 })
     });
-    let within: &[Range<u64>] = match (x.mnemonic(), x.code()) {
-        (Mnemonic::Fxsave | Mnemonic::Fxsave64, _) => &[6..24, 28..32],
-        (_, Code::Fnstenv_m14byte | Code::Fnsave_m94byte) => &[6..14],
-        _ => &[12..28],
+    let within = match (x.mnemonic(), x.code()) {
+        (Mnemonic::Fxsave | Mnemonic::Fxsave64, _) => [6..24, 28..32],
+        (_, Code::Fnstenv_m14byte | Code::Fnsave_m94byte) => [6..14, 0..0],
+        _ => [12..28, 0..0],
     };
     let at = address.unwrap_or_default().wrapping_sub(at::DATA);
     let place = |r: &Range<u64>| (at.wrapping_add(r.start) as usize)..(at.wrapping_add(r.end) as usize);
